@@ -1,0 +1,57 @@
+# The order service. `make` alone prints what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first interpreter that runs and is new enough; PYTHON=... chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+.PHONY: help
+help: ## print this
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1|/' | column -t -s '|'
+
+.PHONY: run
+run: $(VENV)/.installed-local ## serve on port 8000, with a Postgres of its own unless DATABASE_URL is set
+	@exec $(BIN)/python -m app
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## the tests (under 5 minutes)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.installed-dev ## the long proofs, and those that need Debian packages
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## style, types, lock files
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@if grep -nE '://|^--(index|extra-index|find-links)' requirements*.txt; then echo 'a lock file names an index'; exit 1; fi
+
+.PHONY: lock
+lock: ## resolve pyproject.toml into the hashed lock files (needs uv)
+	uv pip compile $(LOCK) pyproject.toml -o requirements.txt
+	uv pip compile $(LOCK) -c requirements.txt --extra embedded pyproject.toml -o requirements-local.txt
+	uv pip compile $(LOCK) -c requirements.txt --all-extras pyproject.toml -o requirements-dev.txt
+LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+.PHONY: clean
+clean: ## remove what can be made again; the data in .data stays
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.data/*' -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed: install it, or set PYTHON=/path/to/python3'; exit 1; }
+	@echo "making the environment in $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: python3-venv)"; exit 1; }
+
+# Each lock is complete, and the larger ones are pinned to the smaller, so they can share the environment.
+$(VENV)/.installed-%: requirements-%.txt | $(VENV)/bin/python
+	@echo "installing $< (once)"
+	@$(PIP) -r $<
+	@touch $@
