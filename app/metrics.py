@@ -1,0 +1,177 @@
+"""Everything the service can report, in the order a request meets it.
+
+Names are the contract with the load tests, the rules, the alerts and the dashboards. Labels are closed sets: a
+route is its template, never a path. Base units: seconds, bytes, counts.
+"""
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    REGISTRY,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the _created series nearly double a scrape and nobody reads them
+REGISTRY.unregister(GC_COLLECTOR)
+REGISTRY.unregister(PLATFORM_COLLECTOR)
+
+ORDER_STAGES = ("parse", "price", "queue", "store", "respond")
+
+# status -> the error types it can carry: every valid combination, and no other.
+ORDER_OUTCOMES = {
+    "success": ("",),
+    "replayed": ("",),
+    "rejected": (
+        "validation",
+        "unauthorized",
+        "too_large",
+        "unknown_product",
+        "out_of_stock",
+        "idempotency_mismatch",
+    ),
+    "error": ("overloaded", "circuit_open", "database", "timeout", "internal"),
+}
+
+_LATENCY_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+_STAGE_BUCKETS = (
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    5.0,
+)
+
+# --- every request -------------------------------------------------------------------------------------------
+# Read by: the RED rows of every dashboard; TargetDown and NoTraffic.
+HTTP_REQUESTS = Counter("http_requests_total", "HTTP requests answered.", ["method", "route", "status"])
+HTTP_REQUEST_SECONDS = Histogram(
+    "http_request_seconds",
+    "Seconds from the request's headers to the last byte of its answer, by route template.",
+    ["route"],
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0),
+)
+
+# --- admission -----------------------------------------------------------------------------------------------
+# Read by: autoscaling (saturation per replica); dashboards "Resilience and saturation".
+REQUESTS_IN_FLIGHT = Gauge(
+    "requests_in_flight", "Requests and batch orders now admitted and not yet answered."
+)
+REQUESTS_SHED = Counter(
+    "requests_shed_total", "Orders and other requests refused to protect the rest.", ["reason"]
+)
+SHED_REASONS = ("admission", "queue", "pool")
+
+# --- the order -----------------------------------------------------------------------------------------------
+# Read by: the plan's latency queries, the acceptance criteria and their alerts. No labels: the plan's queries sum none.
+ORDER_PROCESSING_SECONDS = Histogram(
+    "order_processing_seconds",
+    "Seconds from an order's arrival to its answer, for every order taken into processing, whatever its outcome.",
+    buckets=_LATENCY_BUCKETS,
+)
+# Read by: the plan's error-rate queries, the load test's ledger.
+ORDERS = Counter("orders_total", "Orders asked for, by what became of them.", ["status", "error_type"])
+# Read by: `make profile`; dashboard "Order path".
+ORDER_STAGE_SECONDS = Histogram(
+    "order_stage_seconds",
+    "Seconds an order spent in each stage of its path.",
+    ["stage"],
+    buckets=_STAGE_BUCKETS,
+)
+
+# --- batching ------------------------------------------------------------------------------------------------
+# Read by: dashboard "Order path"; BatchQueueNearLimit.
+ORDER_BATCH_SIZE = Histogram(
+    "order_batch_size",
+    "Orders sent to the database by one commit.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 100, 128),
+)
+ORDER_BATCH_QUEUE_DEPTH = Gauge("order_batch_queue_depth", "Orders waiting for their batch to start.")
+
+# --- the cache -----------------------------------------------------------------------------------------------
+# Read by: dashboard "Order path".
+CACHE_REQUESTS = Counter("cache_requests_total", "Cache look-ups by result.", ["cache", "result"])
+CACHE_NAMES = ("products", "product_pages")
+CACHE_RESULTS = ("hit", "miss", "stale", "coalesced")
+
+# --- resilience ----------------------------------------------------------------------------------------------
+# Read by: CircuitBreakerOpen; dashboard "Resilience and saturation".
+BREAKER_STATE = Gauge("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["breaker"])
+BREAKER_TRANSITIONS = Counter(
+    "circuit_breaker_transitions_total", "State changes, by the state entered.", ["breaker", "to"]
+)
+BREAKER_STATES = ("closed", "half_open", "open")
+RETRIES = Counter("retries_total", "Repeated attempts, by what they led to.", ["operation", "outcome"])
+RETRY_OUTCOMES = ("success", "failure", "budget_exhausted")
+
+# --- the pool ------------------------------------------------------------------------------------------------
+# Read by: the plan's connection query, the acceptance criterion on pool use, ConnectionPoolNearLimit.
+DB_CONNECTIONS = Counter(
+    "db_connections_total", "Connections to the database, by how opening them ended.", ["outcome"]
+)
+DB_POOL_SIZE = Gauge("db_pool_size", "Connections now open.")
+DB_POOL_IN_USE = Gauge("db_pool_in_use", "Connections now lent to a request.")
+DB_POOL_MAX = Gauge("db_pool_max", "The most connections the pool may open.")
+DB_POOL_WAIT_SECONDS = Histogram(
+    "db_pool_wait_seconds",
+    "Seconds a request waited for a connection.",
+    buckets=(0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5),
+)
+
+# --- the process ---------------------------------------------------------------------------------------------
+# Read by: EventLoopLag; dashboard "Resilience and saturation".
+EVENT_LOOP_LAG_SECONDS = Gauge("event_loop_lag_seconds", "How late the event loop last woke a timer.")
+LOG_LINES_DROPPED = Counter(
+    "log_lines_dropped_total", "Log lines dropped because the sink could not keep up."
+)
+BUILD_INFO = Gauge(
+    "build_info", "Always 1; the labels tell what is running.", ["version", "python", "postgres"]
+)
+
+
+def _create_series() -> None:
+    """Create every label combination at 0, so that a rate exists from the second scrape on."""
+    for status, error_types in ORDER_OUTCOMES.items():
+        for error_type in error_types:
+            ORDERS.labels(status, error_type)
+    for stage in ORDER_STAGES:
+        ORDER_STAGE_SECONDS.labels(stage)
+    for reason in SHED_REASONS:
+        REQUESTS_SHED.labels(reason)
+    for cache in CACHE_NAMES:
+        for result in CACHE_RESULTS:
+            CACHE_REQUESTS.labels(cache, result)
+    for outcome in ("opened", "failed"):
+        DB_CONNECTIONS.labels(outcome)
+
+
+_create_series()

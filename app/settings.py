@@ -1,0 +1,119 @@
+"""The service's settings: read once from the environment, checked, and never changed."""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_API_KEY_ENTRY = re.compile(r"(?P<principal>[A-Za-z0-9._-]{1,64}):(?P<sha256>[0-9a-fA-F]{64})")
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the message names the variable."""
+
+
+class Settings(BaseSettings):
+    """One frozen value per environment variable; field names are the variables' names in lower case.
+
+    Raises:
+        SettingsError: from `Settings.load`, one line that names the variable.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, extra="ignore", validate_default=True
+    )
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+
+    database_url: str | None = None  # unset: the embedded Postgres
+    embedded_postgres_dir: Path = Path(".data/postgres")
+    db_pool_min_size: PositiveInt = 10
+    db_pool_max_size: PositiveInt = 50
+    db_pool_timeout_seconds: PositiveFloat = (
+        30  # the plan's value, aiopg's own bound: the three below bound a request
+    )
+    db_acquire_timeout_seconds: PositiveFloat = 1
+    db_connect_timeout_seconds: PositiveFloat = 2
+    db_statement_timeout_seconds: PositiveFloat = 2
+    start_timeout_seconds: PositiveFloat = 30  # how long an unreachable database is retried at start
+
+    request_deadline_seconds: PositiveFloat = 5
+    cache_ttl_seconds: PositiveFloat = 300
+    batch_max_size: Annotated[int, Field(ge=1, le=10_000)] = 100
+    batch_max_wait_seconds: PositiveFloat = 0.5  # past it the order is refused: the plan's p95 limit is 0.5 s
+    breaker_fail_max: PositiveInt = 3
+    breaker_reset_seconds: PositiveFloat = 2
+    retry_max_attempts: PositiveInt = 3
+    retry_budget_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    max_in_flight: PositiveInt = 2000  # above the plan's 1,000 users
+
+    keep_alive_seconds: PositiveFloat = 75
+    connection_max_age_seconds: PositiveFloat = 60
+    drain_delay_seconds: NonNegativeFloat = (
+        0  # 5 in a cluster: endpoints are removed while SIGTERM is delivered
+    )
+
+    api_keys: str | None = None  # principal:sha256hex,...
+    allow_anonymous: bool = False
+
+    migrate_on_start: bool = True
+    max_replicas: PositiveInt = 1
+    catalog_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    catalog_stock: Annotated[int, Field(ge=0, le=2**62)] = 1_000_000_000
+
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment; *overrides* win over it."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks the values
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_input=False)[0]
+            name = "_".join(str(part) for part in first["loc"]).upper()
+            message = first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{name}: {message}" if name else message) from None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.db_pool_min_size > self.db_pool_max_size:
+            raise ValueError(
+                f"DB_POOL_MIN_SIZE: {self.db_pool_min_size} is more than "
+                f"DB_POOL_MAX_SIZE ({self.db_pool_max_size})"
+            )
+        for entry in (self.api_keys or "").split(","):
+            if entry.strip() and not _API_KEY_ENTRY.fullmatch(entry.strip()):
+                raise ValueError(
+                    "API_KEYS: every entry is principal:sha256hex (`python -m app new-key` makes one)"
+                )
+        if not self.principals_by_key_hash and not self.allow_anonymous and not self.host_is_loopback:
+            raise ValueError(
+                f"API_KEYS: needed to listen on {self.host}, which is not a loopback address "
+                "(or ALLOW_ANONYMOUS=true, to let anybody in)"
+            )
+        return self
+
+    @property
+    def host_is_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @cached_property
+    def principals_by_key_hash(self) -> Mapping[bytes, str]:
+        """Principal by the SHA-256 of its token; empty: everybody is anonymous."""
+        entries = (
+            entry.strip().rpartition(":") for entry in (self.api_keys or "").split(",") if entry.strip()
+        )
+        return {bytes.fromhex(digest): principal for principal, _, digest in entries}
