@@ -1,0 +1,329 @@
+"""aiopg 1.4.0 without its known defects: a connection, and a pool put where `aiopg.create_pool` looks for it.
+
+aiopg's last release is of October 2022 and its fixes lie unmerged: the version is pinned, private methods are
+overridden. tests/integration/test_aiopg_defects.py reproduces each defect on stock aiopg too, and so tells
+when a fix is no longer needed. What is mended:
+
+- A query cancelled by the server (57014, `statement_timeout`) was raised as `asyncio.CancelledError`, which
+  `except Exception` misses and a `TaskGroup` swallows (aio-libs/aiopg#537).
+- An SQL error on a descriptor of 1024 or more, which `select()` cannot take, hung until the query's timeout
+  and lost the connection (aio-libs/aiopg#668).
+- A failed connect left its writer registered: on uvloop every second one raised `RuntimeError`
+  (aio-libs/aiopg#856, #909), and a list of hosts hung when the first one refused (#275).
+- A connection that came back closed woke no waiter, and `wait_closed()` then waited for ever.
+- The pool held its lock while it connected: free connections waited behind a hanging connect.
+- `asyncio.Condition` loses a wakeup when a notified waiter is cancelled (CPython before 3.13).
+- `pool_recycle` counts idle time only: under load a connection to a demoted primary was kept for ever.
+"""
+
+import asyncio
+import collections
+import ipaddress
+import random
+import socket
+from collections.abc import Mapping
+from typing import Any, cast
+
+import aiopg
+import aiopg.connection
+import aiopg.pool
+import psycopg2
+from psycopg2 import extensions
+
+FIXED_VERSION = "1.4.0"
+if aiopg.__version__ != FIXED_VERSION:
+    raise ImportError(f"the fixes are for aiopg {FIXED_VERSION}, this is {aiopg.__version__}")
+
+
+class SafeConnection(aiopg.connection.Connection):
+    """An aiopg connection that leaves nothing registered and never turns an SQL error into a cancellation."""
+
+    retire_at = float("inf")  # loop time
+    _established = False
+
+    async def run(self, sql: str, params: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
+        """Send *sql* and wait for its answer.
+
+        Returns:
+            The psycopg2 cursor, with the rows and the status message of the last statement.
+
+        Raises:
+            psycopg2.Error: whatever the server or the connection answered.
+            TimeoutError: no answer in time; the connection is closed and the outcome unknown.
+        """
+        waiter = self._create_waiter("run")
+        try:
+            cursor = self._conn.cursor()
+            cursor.execute(sql, params)
+        except BaseException:
+            self._waiter = None
+            raise
+        await self._poll(waiter, timeout_seconds)
+        return cursor
+
+    @staticmethod
+    def _ready(weak_self: Any) -> None:
+        self: SafeConnection | None = weak_self()
+        if self is None:
+            return
+        waiter = self._waiter
+        if not self._established:
+            self._detach()  # while it connects, libpq may close its socket or go on with another
+        try:
+            state = self._conn.poll()
+        except (psycopg2.Warning, psycopg2.Error) as exc:
+            if self._conn.closed or not self._established:
+                self._detach()
+                self._notifies_proxy.close(exc)
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(exc)
+            return
+        self._conn.notifies.clear()  # nobody listens; unread notifications would pile up
+        if self._fileno is None:
+            self._fileno = self._conn.fileno()
+            self._loop.add_reader(self._fileno, self._ready, weak_self)
+        self._watch(writing=state == extensions.POLL_WRITE)
+        if state == extensions.POLL_OK:
+            self._established = True
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def _watch(self, *, writing: bool) -> None:
+        """Wait for the socket to take data, or stop waiting for it."""
+        if writing != self._writing and self._fileno is not None:
+            if writing:
+                self._loop.add_writer(self._fileno, self._ready, self._weakref)
+            else:
+                self._loop.remove_writer(self._fileno)
+            self._writing = writing
+
+    def _detach(self) -> None:
+        """Take the socket out of the event loop, reader and writer."""
+        descriptor, self._fileno = self._fileno, None
+        if descriptor is not None:
+            self._loop.remove_reader(descriptor)
+            if self._writing:
+                self._loop.remove_writer(descriptor)
+        self._writing = False
+
+    async def _poll(self, waiter: "asyncio.Future[None]", timeout: float) -> None:  # noqa: ASYNC109  # aiopg's name
+        # A timer on the waiter is half the price of asyncio.timeout() and cancels no task.
+        timer = self._loop.call_later(timeout, _expire, waiter)
+        try:
+            self._ready(self._weakref)
+            await waiter
+        except (asyncio.CancelledError, TimeoutError):
+            self._close()  # the answer could still come: the connection is of no use to the next query
+            raise
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+
+def _expire(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
+async def connect(dsn: str, timeout_seconds: float, **kwargs: Any) -> SafeConnection:
+    """Open a connection, with the name look-up off the event loop: libpq's own blocks it while DNS is away.
+
+    Args:
+        dsn: libpq's keyword form or a URI.
+        timeout_seconds: bounds look-up, connect and authentication together.
+        kwargs: what `aiopg.connect` takes.
+
+    Raises:
+        psycopg2.OperationalError: refused, failed, or not there in time.
+    """
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            addresses = await _addresses(dsn)
+            return cast("SafeConnection", await SafeConnection(dsn, timeout_seconds, **kwargs | addresses))
+    except TimeoutError as exc:
+        raise psycopg2.OperationalError(f"no connection within {timeout_seconds:g} s") from exc
+    except OSError as exc:
+        raise psycopg2.OperationalError(str(exc)) from exc
+
+
+async def _addresses(dsn: str) -> dict[str, str]:
+    """Resolve the DSN's hosts: parallel lists of host, hostaddr and port, as libpq takes them."""
+    options = extensions.parse_dsn(dsn)
+    hosts = options.get("host", "").split(",")
+    if "hostaddr" in options or not any(_is_name(host) for host in hosts):
+        return {}
+    ports = options.get("port", "5432").split(",")
+    ports *= len(hosts) if len(ports) == 1 else 1
+    found: list[tuple[str, str, str]] = []
+    for host, port in zip(hosts, ports, strict=True):
+        if not _is_name(host):
+            found.append((host, "" if host.startswith("/") else host, port))
+            continue
+        try:
+            infos = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            raise psycopg2.OperationalError(
+                f'could not resolve the host name "{host}": {exc.strerror}'
+            ) from exc
+        found += [(host, str(info[4][0]), port) for info in infos]
+    return {
+        name: ",".join(part)
+        for name, part in zip(("host", "hostaddr", "port"), zip(*found, strict=True), strict=True)
+    }
+
+
+def _is_name(host: str) -> bool:
+    """Whether *host* has to be looked up: not a socket directory and not an address."""
+    if not host or host.startswith(("/", "@")):
+        return False
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return False
+
+
+class SafePool(aiopg.pool.Pool):
+    """An aiopg pool in which nobody waits for a lock: a first-in, first-out gate stands before the free list.
+
+    The gate has as many places as the pool may have connections. Whoever passes it takes a free connection or
+    opens one; its place, not aiopg's condition, is what the next caller waits for, and it always comes back.
+    """
+
+    _free: collections.deque[SafeConnection]  # type: ignore[assignment]  # only `_open` makes them
+
+    def __init__(
+        self,
+        *args: Any,
+        acquire_timeout_seconds: float | None = None,
+        connect_timeout_seconds: float | None = None,
+        max_age_seconds: float = 300,
+        **kwargs: Any,
+    ) -> None:
+        """Take what `aiopg.create_pool` takes; its `timeout` is the outer bound of the first two below.
+
+        Args:
+            acquire_timeout_seconds: the most a caller waits at the gate.
+            connect_timeout_seconds: the most opening one connection may take.
+            max_age_seconds: an older connection is replaced when its turn comes; give or take a fifth, so
+                that not all go at once.
+        """
+        super().__init__(*args, **kwargs)
+        if not self.maxsize:
+            raise ValueError("maxsize should be one or greater")
+        self._acquire_timeout = min(self._timeout, acquire_timeout_seconds or self._timeout)
+        self._connect_timeout = min(self._timeout, connect_timeout_seconds or self._timeout)
+        self._max_age = max_age_seconds
+        self._gate = asyncio.Semaphore(self.maxsize)
+        self._places = self.maxsize
+
+    @property
+    def size(self) -> int:
+        """Connections open or being opened; those that broke while idle do not count."""
+        return sum(not conn.closed for conn in self._free) + self.in_use + self._acquiring
+
+    @property
+    def in_use(self) -> int:
+        """Connections lent."""
+        return len(self._used)
+
+    async def _acquire(self) -> aiopg.connection.Connection:
+        """Lend a connection.
+
+        Raises:
+            TimeoutError: no place at the gate in time.
+            psycopg2.OperationalError: it had to be opened and could not be.
+            RuntimeError: the pool is closing.
+        """
+        if self._closing:
+            raise RuntimeError("the pool is closing")
+        if self._gate.locked():
+            async with asyncio.timeout(self._acquire_timeout):
+                await self._gate.acquire()
+        else:
+            await self._gate.acquire()  # does not suspend
+        try:
+            conn = self._take_free() or await self._open()
+        except BaseException:
+            self._gate.release()
+            raise
+        self._used.add(conn)
+        return conn
+
+    def release(self, conn: aiopg.connection.Connection) -> "asyncio.Future[None]":
+        """Take *conn* back; it is kept if it is open, idle and young."""
+        if conn in self._terminated:
+            self._terminated.remove(conn)
+        else:
+            self._used.remove(conn)
+            if self._closing or conn.raw.get_transaction_status() != extensions.TRANSACTION_STATUS_IDLE:
+                conn.close()
+            elif not conn.closed:
+                self._free.append(cast("SafeConnection", conn))
+        self._gate.release()
+        done: asyncio.Future[None] = self._loop.create_future()
+        done.set_result(None)
+        return done
+
+    async def wait_closed(self) -> None:
+        """Close what is free and wait until everything lent has come back."""
+        if self._closed:
+            return
+        if not self._closing:
+            raise RuntimeError(".wait_closed() should be called after .close()")
+        while self._free:
+            self._free.popleft().close()
+        while self._places:
+            await self._gate.acquire()  # each place taken is one that nobody holds any more
+            self._places -= 1
+        self._closed = True
+
+    def _take_free(self) -> SafeConnection | None:
+        """Take the connection used last, and drop broken and old ones on the way.
+
+        Its server process has warm caches: taking turns among ten made a `SELECT 1` a third slower.
+        """
+        while self._free:
+            conn = self._free.pop()
+            if conn.closed:
+                continue
+            if conn.retire_at > self._loop.time():
+                return conn
+            conn.close()
+        return None
+
+    async def _open(self) -> SafeConnection:
+        self._acquiring += 1
+        try:
+            conn = await connect(
+                self._dsn,
+                self._connect_timeout,
+                echo=self._echo,
+                enable_json=self._enable_json,
+                enable_hstore=self._enable_hstore,
+                enable_uuid=self._enable_uuid,
+                **self._conn_kwargs,
+            )
+        finally:
+            self._acquiring -= 1
+        conn.retire_at = self._loop.time() + self._max_age * random.uniform(0.8, 1.2)  # noqa: S311  # not a secret
+        if self._on_connect is not None:
+            try:
+                await self._on_connect(conn)
+            except BaseException:
+                conn.close()
+                raise
+        return conn
+
+    async def _fill_free_pool(self, override_min: bool) -> None:  # noqa: ARG002, FBT001  # aiopg's signature
+        """Open the first connections; later ones are opened when they are needed."""
+        try:
+            while len(self._free) < self.minsize:
+                self._free.append(await self._open())
+        except BaseException:
+            while self._free:
+                self._free.popleft().close()
+            raise
+
+
+aiopg.pool.Pool = SafePool  # type: ignore[misc]  # the name from which `aiopg.create_pool` builds the pool
