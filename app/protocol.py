@@ -1,0 +1,345 @@
+"""HTTP/1.1 for one connection: uvicorn's protocol, with bounds on what a client may hold, and for how long.
+
+uvicorn 0.54 bounds neither the time a request may take to arrive nor the size of its headers. Time is counted in
+sweeps of all connections, twice a second, instead of in timers of every request: nothing is armed or cancelled on
+the request path, and no client is blamed for a time in which this process itself stood still.
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import httptools
+import orjson
+from typing_extensions import override
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.errors import InternalError, RequestTimeout, ServiceError, Validation
+from app.metrics import HTTP_REQUESTS
+
+_AGE_JITTER = 0.2  # connections that were opened together do not all come back together
+_LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
+_FIRST_REQUEST_SECONDS = 1.0  # at the end, for a connection that was accepted and has not asked yet
+
+# What the connection is reading.
+_NOTHING, _HEAD, _BODY, _DISCARDING = range(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one connection may take; times are kept to one sweep."""
+
+    keep_alive_seconds: float = 75
+    max_age_seconds: float = 60  # give or take a fifth
+    head_seconds: float = 10  # from its first byte; the first one's from the connection's opening
+    body_seconds: float = 30  # from the end of the head
+    write_seconds: float = 60  # for a client to read what was sent to it
+    head_bytes: int = 32 * 1024  # the target and all headers
+    sweep_seconds: float = 0.5
+
+
+class Connections:
+    """What the connections of one server share: their limits, and whether it is ending."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.sweeps = 0  # the clock
+        self.draining = False
+        self.ending = False
+        self.head_sweeps = self.sweeps_of(limits.head_seconds)
+        self.body_sweeps = self.sweeps_of(limits.body_seconds)
+        self.write_sweeps = self.sweeps_of(limits.write_seconds)
+        self.keep_alive_sweeps = self.sweeps_of(limits.keep_alive_seconds)
+        self.linger_sweeps = self.sweeps_of(_LINGER_SECONDS)
+        self.first_request_sweeps = self.sweeps_of(_FIRST_REQUEST_SECONDS)
+
+    def sweeps_of(self, seconds: float) -> int:
+        """How many sweeps pass in *seconds*, rounded up."""
+        return math.ceil(seconds / self.limits.sweep_seconds)
+
+    def sweep(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
+        """Let every connection look at the clock."""
+        self.sweeps += 1
+        for connection in tuple(connections):
+            connection.check()
+
+    def drain(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
+        """From now on every answer says `Connection: close`."""
+        self.draining = True
+        for connection in tuple(connections):
+            connection.retire()
+
+    def end(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
+        """Close what is idle, and everything else after the answer it waits for."""
+        self.ending = True
+        self.drain(connections)
+        for connection in tuple(connections):
+            connection.shutdown()
+
+
+class _HeadTooLarge(Exception):  # control flow inside the parser, never seen outside
+    pass
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol within `Limits`; what it refuses by itself it answers as problem+json, and closes.
+
+    408: the request did not arrive in time; 431: its head is over the limit; 400: it is not HTTP/1.1. A refusal
+    waits for the answers to the requests before it, so that none of them is taken for refused.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        shared: Connections,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._shared = shared
+        self._head_limit = shared.limits.head_bytes
+        self._reading = _NOTHING
+        self._since = 0  # the sweep in which it began to read that
+        self._flushed_at = 0  # the last sweep that found nothing unsent
+        self._retires_at = 0
+        self._retiring = shared.draining
+        self._refusal: ServiceError | None = None  # owed, after the answers before it
+        self._chunk_bytes = 0
+        self._head_bytes = 0  # of the chunks before this one; the one it began in counts as 1
+
+    # What the transport calls
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        shared = self._shared
+        self._since = self._flushed_at = shared.sweeps
+        age = shared.limits.max_age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
+        self._retires_at = shared.sweeps + shared.sweeps_of(age)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        if self._reading == _DISCARDING:
+            return
+        self._chunk_bytes = len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # Upgrade is an offer that may be ignored (RFC 9110, 7.8), and clients go on in HTTP/1.1 (Java's offers
+            # h2c on every new connection), but a parser that saw it reads no further.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            if rest := data[upgrade.args[0] :]:
+                self.data_received(rest)
+            return
+        except httptools.HttpParserError as exc:
+            if isinstance(exc.__context__, _HeadTooLarge):
+                self._refuse_head()
+            else:
+                self._refuse(Validation("the request is not valid HTTP/1.1", status=400))
+            return
+        if self._reading != _NOTHING:
+            self._await_more()
+
+    @override
+    def shutdown(self) -> None:
+        """End: at once when idle, else after the answer. A request whose first bytes are here is still read."""
+        self.retire()
+        if self._answering():
+            if not self.pipeline:
+                self.cycle.keep_alive = False
+        elif self._reading == _NOTHING and self.cycle is not None:
+            self.transport.close()
+
+    # What the parser calls
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reading = _HEAD
+        self._head_bytes = 0
+        if self.cycle is not None:
+            self._since = self._shared.sweeps
+
+    @override
+    def on_headers_complete(self) -> None:
+        if (self._head_bytes or self._chunk_bytes > self._head_limit) and (
+            len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._head_limit
+        ):
+            raise _HeadTooLarge
+        super().on_headers_complete()
+        self.headers = []  # trailers would be added to those the application reads
+        self._reading = _BODY
+        self._head_bytes = 0
+        self._since = self._shared.sweeps
+        if self._retiring and not self.pipeline:
+            self.cycle.keep_alive = False
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    @override
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._reading = _NOTHING
+        self._since = self._shared.sweeps
+
+    # What the answer calls
+
+    @override
+    def on_response_complete(self) -> None:
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            if self._retiring and not self.pipeline:
+                cycle.keep_alive = False
+            self._start_asgi_task(cycle, app)
+        elif self._refusal is not None:
+            self._answer(self._refusal)
+        elif self._reading == _NOTHING:
+            self._since = self._shared.sweeps
+
+    # What the server calls
+
+    def check(self) -> None:
+        """Look at the clock: once a sweep."""
+        shared = self._shared
+        if self.transport.get_write_buffer_size() == 0:
+            self._flushed_at = shared.sweeps
+        elif shared.sweeps - self._flushed_at > shared.write_sweeps:
+            self.transport.abort()
+        if self.transport.is_closing():
+            return
+        if shared.sweeps >= self._retires_at and not self._retiring:
+            self.retire()
+        if self.flow.read_paused:
+            self._since = shared.sweeps  # it is our turn, not the client's
+        self._check_reading(shared.sweeps - self._since)
+
+    def retire(self) -> None:
+        """Make the next answer the connection's last, and let it say so."""
+        self._retiring = True
+        if self._answering() and not self.pipeline and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def give_up(self) -> None:
+        """End without waiting any longer; a request in progress is told that its outcome is unknown."""
+        if self._answering() and not self.pipeline and not self.cycle.response_started:
+            self._drop_cycle()
+            self._answer(InternalError("the service stopped before it had an answer", outcome="unknown"))
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    # Inside
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _await_more(self) -> None:
+        """Bound what is kept of a head, or of trailers, that did not end in this chunk."""
+        self._head_bytes += self._chunk_bytes if self._head_bytes else 1
+        if self._head_bytes > self._head_limit:
+            self._refuse_head()
+        elif self._reading == _BODY and self.cycle.transport is self.transport:
+            self.cycle.transport = _UnreadBodyTransport(self)  # type: ignore[assignment]
+
+    def _check_reading(self, sweeps: int) -> None:
+        """Act on having read the same part for so many *sweeps*."""
+        shared = self._shared
+        if self._reading == _BODY:
+            if sweeps > shared.body_sweeps:
+                self._refuse_late("body", shared.limits.body_seconds)
+        elif self._reading == _DISCARDING:
+            if sweeps > shared.linger_sweeps and self._refusal is None:
+                self.transport.abort()
+        elif self._reading == _HEAD or self.cycle is None:
+            if sweeps > shared.head_sweeps:
+                self._refuse_late("head", shared.limits.head_seconds)
+            elif shared.ending and self._reading == _NOTHING and sweeps > shared.first_request_sweeps:
+                self.transport.close()
+        elif sweeps > shared.keep_alive_sweeps and not self._answering():
+            self.transport.close()
+
+    def _refuse_head(self) -> None:
+        limit = self._head_limit
+        self._refuse(Validation(f"the request's headers are over the limit of {limit} bytes", status=431))
+
+    def _refuse_late(self, part: str, seconds: float) -> None:
+        self._refuse(RequestTimeout(f"the request's {part} did not arrive within {seconds:g} s"))
+
+    def _refuse(self, refusal: ServiceError) -> None:
+        """Answer the request being read with *refusal*, in its turn, and read no other."""
+        if self._reading == _BODY:  # it has a cycle already: the newest
+            if self.pipeline:
+                self.pipeline.popleft()
+            elif self.cycle.response_started:
+                self.transport.close()
+                return
+            else:
+                self._drop_cycle()
+                self._answer(refusal)
+                return
+        self._reading = _DISCARDING
+        if self._answering():
+            self._refusal = refusal
+        else:
+            self._answer(refusal)
+
+    def _drop_cycle(self) -> None:
+        """Tell the application that its client is gone; what it still sends is thrown away."""
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+
+    def _answer(self, refusal: ServiceError) -> None:
+        body = orjson.dumps(refusal.problem())
+        content = [STATUS_LINE[refusal.http_status]]
+        for name, value in self.server_state.default_headers:
+            content += [name, b": ", value, b"\r\n"]
+        content += [
+            b"content-type: application/problem+json\r\nconnection: close\r\n",
+            b"content-length: %d\r\n\r\n" % len(body),
+            body,
+        ]
+        self.transport.write(b"".join(content))
+        HTTP_REQUESTS.labels("other", "unmatched", str(refusal.http_status)).inc()
+        self.linger()
+
+    def linger(self) -> None:
+        """End our side, and read on until the client has ended its own.
+
+        Closing a socket that holds unread bytes resets the connection, and the reset can overtake the answer
+        (RFC 9112, 9.6).
+        """
+        self._refusal = None
+        self._reading = _DISCARDING
+        self._since = self._shared.sweeps
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+    def close_after_answer(self) -> None:
+        """Close, gently where the request's body is still arriving."""
+        if self._reading == _BODY:
+            self.linger()
+        elif self._reading != _DISCARDING:
+            self.transport.close()
+
+
+class _UnreadBodyTransport:
+    """What an answer sees of the transport while its request's body is still arriving."""
+
+    def __init__(self, protocol: LimitedHttpProtocol) -> None:
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+        self.close = protocol.close_after_answer
