@@ -1,0 +1,97 @@
+"""`python -m app` serves; `python -m app migrate` and `python -m app new-key` do one thing and end."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from app import logs, migrations
+from app.auth import new_key
+from app.embedded_postgres import EmbeddedPostgresError
+from app.errors import ServiceError
+from app.main import create_app, database_url, open_database
+from app.protocol import Limits
+from app.server import raise_open_files_limit, run, serve
+from app.settings import Settings, SettingsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, or 1 after one line that says what was wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m app",
+        description="The order service. Settings come from the environment; the README lists them.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
+    commands.add_parser("serve", help="serve (the default)")
+    commands.add_parser("migrate", help="bring the database's schema up to date, and end")
+    key = commands.add_parser("new-key", help="make an API key: prints the token and its entry for API_KEYS")
+    key.add_argument("principal", nargs="?", default="client", help="whose key it is (default: client)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "new-key":
+            return _new_key(options.principal)
+        settings = Settings.load()
+        if options.command == "migrate":
+            return asyncio.run(_migrate(settings))
+        return _serve(settings)
+    except (SettingsError, EmbeddedPostgresError) as exc:
+        return _fail(str(exc))
+    except ServiceError as exc:
+        return _fail(exc.detail)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(settings: Settings) -> int:
+    logs.configure(settings.log_level, settings.log_format)
+    raise_open_files_limit()
+    app = create_app(settings)
+
+    def started(url: str) -> None:
+        where = "DATABASE_URL" if settings.database_url else settings.embedded_postgres_dir.resolve()
+        sys.stderr.write(f"order service on {url}   docs {url}/docs   data in {where}\n")
+
+    def draining() -> None:
+        app.state.lifecycle.draining = True
+
+    limits = Limits(
+        keep_alive_seconds=settings.keep_alive_seconds, max_age_seconds=settings.connection_max_age_seconds
+    )
+    return run(
+        serve(
+            app,
+            host=settings.host,
+            port=settings.port,
+            limits=limits,
+            drain_delay_seconds=settings.drain_delay_seconds,
+            on_drain=draining,
+            on_started=started,
+        )
+    )
+
+
+async def _migrate(settings: Settings) -> int:
+    async with AsyncExitStack() as stack:
+        db = await open_database(settings, await database_url(settings, stack), stack)
+        version = await migrations.migrate(db)
+        await migrations.seed_catalogue(db, size=settings.catalog_size, stock=settings.catalog_stock)
+    sys.stdout.write(f"the schema is at version {version}\n")
+    return 0
+
+
+def _new_key(principal: str) -> int:
+    token, entry = new_key(principal)
+    sys.stdout.write(
+        f"token (give it to the client; it is shown once): {token}\nentry (add it to API_KEYS): {entry}\n"
+    )
+    return 0
+
+
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"order service: {reason}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

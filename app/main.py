@@ -1,0 +1,211 @@
+"""Builds the application: the one place that constructs things."""
+
+import asyncio
+import platform
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypedDict
+
+import structlog
+from fastapi import FastAPI
+
+from app import migrations
+from app.admission import Admission
+from app.auth import KeyRing
+from app.db import Database, is_database_failure, wait_for_database
+from app.embedded_postgres import EmbeddedPostgres
+from app.errors import ServiceError
+from app.intake import OrderIntake
+from app.metrics import BUILD_INFO, EVENT_LOOP_LAG_SECONDS, ORDER_BATCH_QUEUE_DEPTH
+from app.middleware import Observed
+from app.ops import add_documentation, ops
+from app.problems import add_problem_handlers
+from app.resilience import CircuitBreaker, Guard, RetryBudget
+from app.routes import api, raw
+from app.service import OrderService
+from app.settings import Settings
+
+VERSION = "0.1.0"
+_LAG_SAMPLE_SECONDS = 0.25
+_LAG_WINDOW_SECONDS = 15  # a usual scrape interval: no peak falls between two scrapes
+_HEAL_SECONDS = 0.25
+
+_log = structlog.get_logger("app")
+
+
+class Lifecycle:
+    """Where the process is in its life."""
+
+    draining = False
+
+
+class State(TypedDict):
+    """What a request finds in `scope["state"]`."""
+
+    orders: OrderService
+    intake: OrderIntake
+    keys: KeyRing
+    admission: Admission
+    breaker: CircuitBreaker
+    lifecycle: Lifecycle
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; what it needs is opened when it starts and closed, in reverse, when it ends.
+
+    Without a `database_url` it runs a Postgres of its own.
+
+    Raises:
+        SettingsError, EmbeddedPostgresError, ServiceError: from its start-up, where the database cannot be used.
+    """
+    lifecycle = Lifecycle()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            dsn = await database_url(settings, stack)
+            app.state.dsn = dsn
+            db = await _open_database(settings, dsn, stack)
+            breaker = CircuitBreaker(
+                "postgres",
+                fail_max=settings.breaker_fail_max,
+                reset_seconds=settings.breaker_reset_seconds,
+                is_failure=is_database_failure,
+            )
+            guard = Guard(
+                breaker, RetryBudget(settings.retry_budget_ratio), max_attempts=settings.retry_max_attempts
+            )
+            orders = OrderService(
+                db,
+                guard,
+                batch_max_size=settings.batch_max_size,
+                batch_max_wait_seconds=settings.batch_max_wait_seconds,
+                cache_ttl_seconds=settings.cache_ttl_seconds,
+                cache_max_size=max(10_000, settings.catalog_size),
+                request_deadline_seconds=settings.request_deadline_seconds,
+            )
+            stack.push_async_callback(orders.drain)
+            ORDER_BATCH_QUEUE_DEPTH.set_function(lambda: orders.queue_depth)
+            await _run_in_background(stack, _heal(breaker, db))
+            await _run_in_background(stack, _watch_event_loop())
+            admission = Admission(settings.max_in_flight)
+            keys = KeyRing(settings.principals_by_key_hash)
+            intake = OrderIntake(
+                orders, admission, keys, request_deadline_seconds=settings.request_deadline_seconds
+            )
+            yield State(
+                orders=orders,
+                intake=intake,
+                keys=keys,
+                admission=admission,
+                breaker=breaker,
+                lifecycle=lifecycle,
+            )
+
+    app = FastAPI(
+        title="Order service",
+        version=VERSION,
+        description="An instrumented reference e-commerce order service.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.lifecycle = lifecycle
+    app.add_middleware(Observed)
+    add_problem_handlers(app)
+    # Routes directly on the application, the busiest first: an included router would cost each request more, and
+    # would hide its prefix from the route label.
+    for router in (raw, api, ops):
+        app.router.routes.extend(router.routes)
+    add_documentation(app)
+    return app
+
+
+async def database_url(settings: Settings, stack: AsyncExitStack) -> str:
+    """The server to use: the one that was named, or one of our own."""
+    if settings.database_url is not None:
+        return settings.database_url
+    postgres = EmbeddedPostgres(settings.embedded_postgres_dir)
+    postgres.start()
+    stack.callback(postgres.stop)
+    await _run_in_background(stack, postgres.supervise())
+    return postgres.dsn
+
+
+async def open_database(settings: Settings, dsn: str, stack: AsyncExitStack) -> Database:
+    """Wait for the server, and open the pool."""
+    await wait_for_database(
+        dsn,
+        connect_timeout_seconds=settings.db_connect_timeout_seconds,
+        start_timeout_seconds=settings.start_timeout_seconds,
+        on_retry=lambda reason: _log.warning("waiting_for_database", reason=reason),
+    )
+    db = await Database.connect(
+        dsn,
+        pool_min_size=settings.db_pool_min_size,
+        pool_max_size=settings.db_pool_max_size,
+        pool_timeout_seconds=settings.db_pool_timeout_seconds,
+        acquire_timeout_seconds=settings.db_acquire_timeout_seconds,
+        connect_timeout_seconds=settings.db_connect_timeout_seconds,
+        statement_timeout_seconds=settings.db_statement_timeout_seconds,
+    )
+    stack.push_async_callback(db.close, timeout_seconds=settings.db_statement_timeout_seconds)
+    return db
+
+
+async def _open_database(settings: Settings, dsn: str, stack: AsyncExitStack) -> Database:
+    """The pool over a schema that is ready."""
+    db = await open_database(settings, dsn, stack)
+    if settings.migrate_on_start:
+        await migrations.migrate(db)
+        await migrations.seed_catalogue(db, size=settings.catalog_size, stock=settings.catalog_stock)
+    await migrations.require_schema(db)
+    version, max_connections = (await db.run("SELECT version(), current_setting('max_connections')::int"))[0]
+    BUILD_INFO.labels(VERSION, platform.python_version(), version.split()[1]).set(1)
+    budget = settings.max_replicas * settings.db_pool_max_size
+    if budget > 0.75 * max_connections:
+        _log.warning(
+            "connection_budget_exceeded",
+            detail="MAX_REPLICAS x DB_POOL_MAX_SIZE is more than three quarters of the server's max_connections",
+            max_replicas=settings.max_replicas,
+            db_pool_max_size=settings.db_pool_max_size,
+            max_connections=max_connections,
+        )
+    return db
+
+
+async def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Run *work* until the application ends."""
+    task = asyncio.create_task(work)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+async def _heal(breaker: CircuitBreaker, db: Database) -> None:
+    """While the breaker is open, be its trial call: no customer's order has to be."""
+    while True:
+        await asyncio.sleep(_HEAL_SECONDS)
+        if breaker.state == "closed":
+            continue
+        try:
+            await breaker.call(db.ping)
+        except ServiceError:
+            continue
+        _log.info("database_is_back")
+
+
+async def _watch_event_loop() -> None:
+    """Report the worst recent delay of a timer."""
+    recent: deque[float] = deque([0.0], maxlen=round(_LAG_WINDOW_SECONDS / _LAG_SAMPLE_SECONDS))
+    EVENT_LOOP_LAG_SECONDS.set_function(lambda: max(recent))
+    while True:
+        due = time.monotonic() + _LAG_SAMPLE_SECONDS
+        await asyncio.sleep(_LAG_SAMPLE_SECONDS)
+        recent.append(max(0.0, time.monotonic() - due))

@@ -1,0 +1,210 @@
+"""The database in the service's words: one function per query, the SQL beside it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from app.db import Database
+from app.domain import Order, PendingOrder, PlacedOrder, Product, statuses_that_may_become, timestamp
+from app.errors import (
+    IdempotencyMismatch,
+    InternalError,
+    OutOfStock,
+    ServiceError,
+    UnknownProduct,
+)
+
+STORE_ORDERS = """
+    SELECT n, verdict, id, currency, total_cents, lines, created_at
+      FROM store_orders_v1(%(orders)s, %(product_ids)s, %(quantities)s)
+"""
+
+CANCEL_ORDER = """
+    SELECT id, customer_id, status, currency, total_cents, lines, created_at
+      FROM cancel_order_v1(%(principal)s, %(id)s, %(cancellable)s)
+"""
+
+SELECT_ORDER = """
+    SELECT id, customer_id, status, currency, total_cents, lines, created_at
+      FROM orders
+     WHERE principal = %(principal)s AND id = %(id)s
+"""
+
+# The filters are put in by `select_orders`, from constants: with `OR %(x)s IS NULL` no index would serve them.
+SELECT_ORDERS = """
+    SELECT id, customer_id, status, currency, total_cents, lines, created_at
+      FROM orders
+     WHERE principal = %(principal)s
+       {filters}
+     ORDER BY {key} DESC
+     LIMIT %(limit)s
+"""
+
+SELECT_PRODUCTS_BY_ID = """
+    SELECT id, name, price_cents, currency
+      FROM products
+     WHERE id = ANY (%(ids)s)
+"""
+
+SELECT_PRODUCTS = """
+    SELECT id, name, price_cents, currency
+      FROM products
+     WHERE id > %(after)s
+     ORDER BY id
+     LIMIT %(limit)s
+"""
+
+_REFUSALS: dict[str, type[ServiceError]] = {
+    "mismatch": IdempotencyMismatch,
+    "unknown_product": UnknownProduct,
+    "out_of_stock": OutOfStock,
+}
+
+
+async def store_orders(
+    db: Database, batch: Sequence[PendingOrder], *, timeout_seconds: float
+) -> list[PlacedOrder | ServiceError | None]:
+    """Store *batch* in one round trip and one commit.
+
+    Args:
+        db: the pool.
+        batch: priced orders in order of arrival; no (principal, idempotency key) twice.
+        timeout_seconds: bound on the round trip.
+
+    Returns:
+        For each order, in order: placed; why it was refused (nothing of it is stored); or None where the stock would
+        serve it alone but not after its neighbours (nothing of it is stored: ask again).
+    """
+    rows = await db.run(STORE_ORDERS, _batch_parameters(batch), timeout_seconds=timeout_seconds)
+    if len(rows) != len(batch):
+        raise InternalError("the database answered for another number of orders", outcome="unknown")
+    results: list[PlacedOrder | ServiceError | None] = [None] * len(batch)
+    for n, verdict, *first in rows:
+        pending = batch[n]
+        if pending.order is None:
+            raise InternalError("an order reached the database without a price")
+        if verdict == "stored":
+            results[n] = PlacedOrder(pending.order, replayed=False)
+        elif verdict == "replayed":
+            original, currency, total_cents, lines, created_at = first
+            results[n] = PlacedOrder(
+                replace(
+                    pending.order,
+                    id=str(original),
+                    currency=currency,
+                    total_cents=total_cents,
+                    lines=lines,
+                    created_at=timestamp(created_at),
+                ),
+                replayed=True,
+            )
+        elif verdict in _REFUSALS:
+            results[n] = _REFUSALS[verdict]()
+    return results
+
+
+def _batch_parameters(batch: Sequence[PendingOrder]) -> dict[str, Any]:
+    documents = []
+    wanted: dict[str, int] = {}
+    for n, pending in enumerate(batch):
+        order = pending.order
+        if order is None:
+            raise InternalError("an order reached the database without a price")
+        documents.append(
+            {
+                "n": n,
+                "principal": pending.principal,
+                "id": order.id,
+                "customer_id": order.customer_id,
+                "currency": order.currency,
+                "total_cents": order.total_cents,
+                "lines": order.lines,
+                "created_at": order.created_at,
+                "key": pending.idempotency_key,
+                "hash": pending.fingerprint(),
+            }
+        )
+        for product_id, quantity in pending.items:
+            wanted[product_id] = wanted.get(product_id, 0) + quantity
+    # One JSON document: a tenth of the client's cost of adapting ten arrays value by value.
+    return {
+        "orders": orjson.dumps(documents).decode(),
+        "product_ids": list(wanted),
+        "quantities": list(wanted.values()),
+    }
+
+
+async def select_order(db: Database, principal: str, order_id: str) -> Order | None:
+    """One of *principal*'s orders, or None."""
+    rows = await db.run(SELECT_ORDER, {"principal": principal, "id": order_id})
+    return _order(rows[0]) if rows else None
+
+
+async def select_orders(
+    db: Database,
+    principal: str,
+    *,
+    customer_id: str | None,
+    status: str | None,
+    before: str | None,
+    limit: int,
+) -> list[Order]:
+    """*principal*'s orders, newest first: at most *limit*, all older than the order id *before*."""
+    filters = []
+    if customer_id is not None:
+        filters.append("AND customer_id = %(customer_id)s")
+    if status is not None:
+        filters.append("AND status = %(status)s")
+        if status != "confirmed":
+            filters.append("AND status <> 'confirmed'")  # lets the partial index serve it
+    if before is not None:
+        filters.append("AND id < %(before)s")
+    rows = await db.run(
+        SELECT_ORDERS.format(filters=" ".join(filters), key="id"),
+        {
+            "principal": principal,
+            "customer_id": customer_id,
+            "status": status,
+            "before": before,
+            "limit": limit,
+        },
+    )
+    return [_order(row) for row in rows]
+
+
+async def cancel_order(
+    db: Database, principal: str, order_id: str, *, timeout_seconds: float
+) -> Order | None:
+    """Cancel the order if its status allows it; the order as it then is, or None where there is no such order."""
+    rows = await db.run(
+        CANCEL_ORDER,
+        {"principal": principal, "id": order_id, "cancellable": statuses_that_may_become("cancelled")},
+        timeout_seconds=timeout_seconds,
+    )
+    return _order(rows[0]) if rows else None
+
+
+async def select_products_by_id(db: Database, ids: Sequence[str]) -> dict[str, Product]:
+    """The products among *ids* that exist, by id."""
+    rows = await db.run(SELECT_PRODUCTS_BY_ID, {"ids": list(ids)})
+    return {row[0]: Product(*row) for row in rows}
+
+
+async def select_products(db: Database, *, after: str, limit: int) -> list[Product]:
+    """At most *limit* products by id, all behind the id *after* ("" for the first page)."""
+    return [Product(*row) for row in await db.run(SELECT_PRODUCTS, {"after": after, "limit": limit})]
+
+
+def _order(row: tuple[Any, ...]) -> Order:
+    order_id, customer_id, status, currency, total_cents, lines, created_at = row
+    return Order(
+        id=str(order_id),
+        customer_id=customer_id,
+        status=status,
+        currency=currency,
+        total_cents=total_cents,
+        lines=lines,
+        created_at=timestamp(created_at),
+    )

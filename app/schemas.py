@@ -1,0 +1,205 @@
+"""The JSON of the API: what clients send, checked; and what they get, rendered.
+
+The models document the API exactly. Answers on the order path are rendered by `order_json` instead, from the same
+fields in the same order; a contract test holds the two together.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+
+from app.domain import Order as DomainOrder
+from app.domain import OrderStatus, PlacedOrder
+from app.errors import Outcome
+
+MAX_ORDER_BYTES = 64 * 1024
+MAX_BATCH_BYTES = 1024 * 1024
+MAX_BATCH_ORDERS = 100
+MAX_KEY_LENGTH = 255
+
+_NO_NUL = r"^[^\x00]*$"  # PostgreSQL's text cannot hold one
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
+IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH, pattern=_NO_NUL)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class OrderItem(_Request):
+    """A product and how many of it."""
+
+    product_id: Identifier = Field(examples=["SKU-0001"])
+    quantity: Annotated[int, Field(ge=1, le=1000)] = Field(examples=[2])
+
+
+class NewOrder(_Request):
+    """An order as a client asks for it. No product may stand on two lines."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"customer_id": "c-1", "items": [{"product_id": "SKU-0001", "quantity": 2}]}]
+        }
+    )
+
+    customer_id: Identifier
+    items: Annotated[list[OrderItem], Field(min_length=1, max_length=50)]
+
+    @model_validator(mode="after")
+    def _no_product_twice(self) -> Self:
+        if len({item.product_id for item in self.items}) < len(self.items):
+            raise ValueError("a product may stand on one line only")
+        return self
+
+
+class NewBatchOrder(NewOrder):
+    """An order of a batch, with the key a single order would carry as a header."""
+
+    idempotency_key: IdempotencyKey | None = None
+
+
+class NewBatch(_Request):
+    """Up to 100 orders; each is stored or refused alone."""
+
+    orders: Annotated[list[NewBatchOrder], Field(min_length=1, max_length=MAX_BATCH_ORDERS)]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class OrderLine(_Answer):
+    """A line of an order at the price it was sold for."""
+
+    product_id: str = Field(examples=["SKU-0001"])
+    quantity: int = Field(examples=[2])
+    unit_price_cents: int = Field(examples=[8118])
+
+
+class Order(_Answer):
+    """A stored order. Money is integer cents."""
+
+    id: str = Field(description="A time-ordered UUID.", examples=["019ab5f0-7c3e-7d1a-9c55-0a4f7e1b2c3d"])
+    customer_id: str = Field(examples=["c-1"])
+    status: OrderStatus
+    currency: str = Field(examples=["EUR"])
+    total_cents: int = Field(examples=[16236])
+    items: list[OrderLine]
+    created_at: str = Field(
+        examples=["2026-11-22T10:00:00.123456Z"], json_schema_extra={"format": "date-time"}
+    )
+
+
+class OrderPage(_Answer):
+    """A page of orders, newest first; `next_cursor` leads to the next one."""
+
+    items: list[Order]
+    next_cursor: str | None
+
+
+class Product(_Answer):
+    """A product. Its stock is not told: it changes faster than the cache."""
+
+    id: str = Field(examples=["SKU-0001"])
+    name: str = Field(examples=["Product 1"])
+    price_cents: int = Field(examples=[8118])
+    currency: str = Field(examples=["EUR"])
+
+
+class ProductPage(_Answer):
+    """A page of products by id; `next_cursor` leads to the next one."""
+
+    items: list[Product]
+    next_cursor: str | None
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457), and what became of its order."""
+
+    type: str = Field(examples=["urn:order-service:out-of-stock"])
+    title: str
+    status: int
+    detail: str
+    error_type: Literal[
+        "validation",
+        "unauthorized",
+        "not_found",
+        "method_not_allowed",
+        "unknown_product",
+        "out_of_stock",
+        "idempotency_mismatch",
+        "invalid_state",
+        "too_large",
+        "overloaded",
+        "circuit_open",
+        "database",
+        "timeout",
+        "internal",
+    ]
+    outcome: Outcome = Field(
+        description="not_executed: nothing was stored, sending it again cannot store it twice. "
+        "unknown: ask again with the same key."
+    )
+    errors: list[dict[str, Any]] | None = Field(default=None, description="The defects, one by one.")
+
+
+class BatchStored(_Answer):
+    """An order of the batch that is stored; `replayed` when an earlier request had stored it."""
+
+    status: Literal[201]
+    replayed: bool
+    order: Order
+
+
+class BatchRefused(_Answer):
+    """An order of the batch that is not stored, and why."""
+
+    status: int
+    error: Problem
+
+
+class BatchResult(_Answer):
+    """One result per order, in the order they were sent."""
+
+    results: list[BatchStored | BatchRefused]
+
+
+NEW_ORDER: TypeAdapter[NewOrder] = TypeAdapter(NewOrder)
+NEW_BATCH: TypeAdapter[NewBatch] = TypeAdapter(NewBatch)
+NEW_BATCH_ORDER: TypeAdapter[NewBatchOrder] = TypeAdapter(NewBatchOrder)
+
+
+def order_document(order: DomainOrder) -> dict[str, object]:
+    """*order* as the API shows it: the fields of `Order`, in its order."""
+    return {
+        "id": order.id,
+        "customer_id": order.customer_id,
+        "status": order.status,
+        "currency": order.currency,
+        "total_cents": order.total_cents,
+        "items": [
+            {"product_id": line[0], "quantity": line[1], "unit_price_cents": line[2]} for line in order.lines
+        ],
+        "created_at": order.created_at,
+    }
+
+
+def order_json(order: DomainOrder) -> bytes:
+    """*order* as JSON: the same bytes each time, so that a replay is the first answer again."""
+    return orjson.dumps(order_document(order))
+
+
+def batch_json(results: Sequence[PlacedOrder | dict[str, object]]) -> bytes:
+    """The answer to a batch: a placed order or a problem for each, in order."""
+    return orjson.dumps(
+        {
+            "results": [
+                {"status": 201, "replayed": result.replayed, "order": order_document(result.order)}
+                if isinstance(result, PlacedOrder)
+                else {"status": result["status"], "error": result}
+                for result in results
+            ]
+        }
+    )
