@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -49,6 +50,7 @@ def _serve(settings: Settings) -> int:
     app = create_app(settings)
 
     def started(url: str) -> None:
+        _settle_garbage_collector()
         where = "DATABASE_URL" if settings.database_url else settings.embedded_postgres_dir.resolve()
         sys.stderr.write(f"order service on {url}   docs {url}/docs   data in {where}\n")
 
@@ -69,6 +71,13 @@ def _serve(settings: Settings) -> int:
             on_started=started,
         )
     )
+
+
+def _settle_garbage_collector() -> None:
+    """Leave alone what start-up made, and look for cycles less often: it took a tenth of an order's CPU."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 async def _migrate(settings: Settings) -> int:

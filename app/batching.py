@@ -97,14 +97,13 @@ class MicroBatcher(Generic[T, R]):
             await asyncio.wait(set(self._writers))
 
     def _start_writer_if_free(self) -> None:
-        """Start one more writer: it runs in the next turn of the event loop, and takes all that came in this one."""
+        """Start one more writer: it runs in the next turn of the event loop, and takes what came in this one."""
         if len(self._writers) < self._max_writers:
             # An empty context: a batch must not log or trace as the one request that happened to start it.
             writer = asyncio.get_running_loop().create_task(self._write(), context=contextvars.Context())
             self._writers.add(writer)
-            writer.add_done_callback(
-                self._writers.discard
-            )  # one cancelled before its first step has no `finally`
+            # One that is cancelled before its first step runs no `finally`.
+            writer.add_done_callback(self._writers.discard)
 
     async def _write(self) -> None:
         """One writer: takes batches until the queue is empty."""

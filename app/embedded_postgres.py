@@ -272,9 +272,7 @@ class EmbeddedPostgres:
         """End the server processes that a killed owner or a killed postmaster left on our data."""
         for signal_number, seconds in _STOP_SECONDS.items():
             pids = self.processes()
-            if (
-                signal_number == signal.SIGINT
-            ):  # which is the postmaster's alone: its children take it otherwise
+            if signal_number == signal.SIGINT:  # only for the postmaster it means a fast shutdown
                 pids = [pid for pid in pids if pid == self._recorded_postmaster()]
             for pid in pids:
                 logger.warning("stopping PostgreSQL process %d, left in %s", pid, self.directory)
@@ -314,9 +312,8 @@ class EmbeddedPostgres:
         os.close(self._open_log())
         _make_private(self._socket_dir, uid)
         if self._data.exists() and self._data.stat().st_uid != uid:
-            for folder, _, names in os.walk(
-                self._data, topdown=False
-            ):  # data/ last: its owner stands for all
+            # Bottom-up: the owner of data/ itself, changed last, stands for all of it.
+            for folder, _, names in os.walk(self._data, topdown=False):
                 for path in (*(Path(folder, name) for name in names), Path(folder)):
                     self._give(path)
         for path in (*self.directory.iterdir(), self._socket_dir, self.directory):
@@ -335,21 +332,12 @@ class EmbeddedPostgres:
         self._give(new)
         self._give(self._password_file)
         initdb = [
-            *(
-                str(self._postgres.with_name("initdb")),
-                "-D",
-                str(new),
-                "-U",
-                ROLE,
-                "--no-locale",
-                "-E",
-                "UTF8",
-            ),
+            *(str(self._postgres.with_name("initdb")), "--no-instructions"),
+            *(f"--pgdata={new}", f"--username={ROLE}", "--no-locale", "--encoding=UTF8"),
             # Trust behind a 0700 directory. Never over TCP: there any account of this machine would be let in
             # as superuser, and a superuser runs programs as the account of the server.
             *("--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={self._password_file}"),
             "--data-checksums",  # a rotten page is reported, not served; the default from PostgreSQL 18 on
-            "--no-instructions",
         ]
         single = [str(self._postgres), "--single", "-D", str(new), "-j", "-c", "exit_on_error=on"]
         preload = "shared_preload_libraries=pg_stat_statements"

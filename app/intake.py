@@ -6,8 +6,7 @@ from body to model and back would cost more than the order itself. `routes.py` d
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from http import HTTPStatus
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import orjson
 import structlog
@@ -56,6 +55,8 @@ _SHED = {reason: REQUESTS_SHED.labels(reason) for reason in SHED_REASONS}
 
 _JSON = (b"content-type", b"application/json")
 _REPLAYED = (b"idempotency-replayed", b"true")
+# Of one order, or of a batch as a whole: listing the 100,000 that fit into one would hold up the loop for a second.
+_MAX_DEFECTS = 50
 
 
 class ClientGone(Exception):
@@ -98,6 +99,9 @@ class OrderIntake:
                     answer_headers.append(_REPLAYED)
                 status = 201
             except ServiceError as refusal:
+                # These lead back to this frame: a cycle, which would keep the body in memory until the collector's
+                # next full run.
+                refusal.__traceback__ = refusal.__context__ = None
                 result = refusal
             except ClientGone:
                 return
@@ -248,19 +252,19 @@ def _parse_batch(body: bytes) -> Sequence[NewBatchOrder | ServiceError]:
     try:
         return NEW_BATCH.validate_json(body).orders
     except ValidationError as exc:
-        whole = _validation(exc)
-    if whole.http_status == HTTPStatus.BAD_REQUEST:
-        raise whole
-    document = from_json(body)
-    if (
-        not isinstance(document, dict)
-        or set(document) != {"orders"}
-        or not isinstance(document["orders"], list)
-    ):
-        raise whole
-    if not 1 <= len(document["orders"]) <= MAX_BATCH_ORDERS:
-        raise whole
-    return [_parse_item(item) for item in document["orders"]]
+        if not _is_json(exc) or not _is_batch(document := from_json(body)):
+            raise _validation(exc) from None
+        return [_parse_item(item) for item in document["orders"]]
+
+
+def _is_batch(document: object) -> TypeGuard[dict[str, list[object]]]:
+    """Whether it holds a list of orders that can be answered one by one."""
+    return (
+        isinstance(document, dict)
+        and set(document) == {"orders"}
+        and isinstance(document["orders"], list)
+        and 1 <= len(document["orders"]) <= MAX_BATCH_ORDERS
+    )
 
 
 def _parse_item(item: object) -> NewBatchOrder | ServiceError:
@@ -271,13 +275,22 @@ def _parse_item(item: object) -> NewBatchOrder | ServiceError:
 
 
 def _validation(exc: ValidationError) -> Validation:
+    if exc.error_count() > _MAX_DEFECTS:
+        return Validation(f"{exc.error_count()} defects, too many to list")
     errors = [
         dict(error) for error in exc.errors(include_url=False, include_input=False, include_context=False)
     ]
-    if errors[0]["type"] == "json_invalid":
+    if not _is_json(exc):
         return Validation("the body is not JSON", status=400, errors=errors)
     return Validation(
         "; ".join(f"{_path(error['loc'])}: {error['msg']}" for error in errors[:3]), errors=errors
+    )
+
+
+def _is_json(exc: ValidationError) -> bool:
+    return (
+        exc.error_count() > 1
+        or exc.errors(include_url=False, include_input=False)[0]["type"] != "json_invalid"
     )
 
 

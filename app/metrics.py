@@ -72,7 +72,7 @@ _STAGE_BUCKETS = (
 )
 
 # --- every request -------------------------------------------------------------------------------------------
-# Read by: the RED rows of every dashboard; TargetDown and NoTraffic.
+# Read by: dashboard "Order path".
 HTTP_REQUESTS = Counter("http_requests_total", "HTTP requests answered.", ["method", "route", "status"])
 HTTP_REQUEST_SECONDS = Histogram(
     "http_request_seconds",
@@ -82,7 +82,7 @@ HTTP_REQUEST_SECONDS = Histogram(
 )
 
 # --- admission -----------------------------------------------------------------------------------------------
-# Read by: autoscaling (saturation per replica); dashboards "Resilience and saturation".
+# Read by: autoscaling (saturation per replica); OrdersShed; dashboards "Order path", "Resilience and saturation".
 REQUESTS_IN_FLIGHT = Gauge(
     "requests_in_flight", "Requests and batch orders now admitted and not yet answered."
 )
@@ -92,15 +92,17 @@ REQUESTS_SHED = Counter(
 SHED_REASONS = ("admission", "queue", "pool")
 
 # --- the order -----------------------------------------------------------------------------------------------
-# Read by: the plan's latency queries, the acceptance criteria and their alerts. No labels: the plan's queries sum none.
+# Read by: the plan's latency queries, the acceptance criteria, OrderLatencyP95, OrderLatencyP99, OrderLatencyMean;
+# dashboard "Load test". No labels: the plan's queries sum none.
 ORDER_PROCESSING_SECONDS = Histogram(
     "order_processing_seconds",
     "Seconds from an order's arrival to its answer, for every order taken into processing, whatever its outcome.",
     buckets=_LATENCY_BUCKETS,
 )
-# Read by: the plan's error-rate queries, the load test's ledger.
+# Read by: the plan's error-rate queries, the load test's ledger; OrderErrorRate, InternalErrors, ErrorBudgetBurnFast,
+# ErrorBudgetBurnSlow, NoTraffic; every dashboard.
 ORDERS = Counter("orders_total", "Orders asked for, by what became of them.", ["status", "error_type"])
-# Read by: `make profile`; dashboard "Order path".
+# Read by: `make profile`; BatchQueueNearLimit; dashboard "Order path".
 ORDER_STAGE_SECONDS = Histogram(
     "order_stage_seconds",
     "Seconds an order spent in each stage of its path.",
@@ -109,7 +111,7 @@ ORDER_STAGE_SECONDS = Histogram(
 )
 
 # --- batching ------------------------------------------------------------------------------------------------
-# Read by: dashboard "Order path"; BatchQueueNearLimit.
+# Read by: dashboards "Order path", "Resilience and saturation".
 ORDER_BATCH_SIZE = Histogram(
     "order_batch_size",
     "Orders sent to the database by one commit.",
@@ -134,7 +136,8 @@ RETRIES = Counter("retries_total", "Repeated attempts, by what they led to.", ["
 RETRY_OUTCOMES = ("success", "failure", "budget_exhausted")
 
 # --- the pool ------------------------------------------------------------------------------------------------
-# Read by: the plan's connection query, the acceptance criterion on pool use, ConnectionPoolNearLimit.
+# Read by: the plan's connection query, the acceptance criterion on pool use, ConnectionPoolNearLimit,
+# ConnectionPoolExhausted; every dashboard. CpuUsage and MemoryUsage take what has a pool for an order service.
 DB_CONNECTIONS = Counter(
     "db_connections_total", "Connections to the database, by how opening them ended.", ["outcome"]
 )

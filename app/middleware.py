@@ -1,8 +1,8 @@
 """What happens to every request, whatever its route: an id, an access line, and the RED metrics."""
 
+import os
 import re
 import time
-import uuid
 from typing import Any
 
 import orjson
@@ -53,7 +53,7 @@ class Observed:
                 await _answer_internal_error(answer)
         finally:
             duration = time.monotonic() - started_at
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = getattr(scope.get("route"), "path_format", "unmatched")
             self._record(scope["method"], route, status, duration)
             _log.info(
                 "request",
@@ -82,7 +82,7 @@ def _request_id(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return bytes(value)
-    return uuid.uuid4().hex.encode()
+    return os.urandom(16).hex().encode()
 
 
 async def _answer_internal_error(send: Send) -> None:

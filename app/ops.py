@@ -1,9 +1,9 @@
 """What the platform calls: probes, metrics, documentation. No key is needed, and no dependency is waited for."""
 
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Header, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
@@ -31,14 +31,14 @@ async def readyz(request: Request) -> dict[str, str]:
     """
     state = request.scope["state"]
     if state["lifecycle"].draining:
-        return JSONResponse({"status": "draining"}, status_code=503)  # type: ignore[return-value]
+        return JSONResponse({"status": "draining"}, status_code=503, headers={"Retry-After": "1"})  # type: ignore[return-value]
     return {"status": "ok" if state["breaker"].state == "closed" else "degraded"}
 
 
 @ops.get("/metrics", response_class=Response, responses=_PLAIN)
-async def metrics(accept: Annotated[str, Header()] = "") -> Response:
+async def metrics(request: Request) -> Response:
     """The metrics, in Prometheus's text format or OpenMetrics."""
-    encode, content_type = choose_encoder(accept)
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(REGISTRY), headers={"content-type": content_type})
 
 

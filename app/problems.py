@@ -51,7 +51,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, exc: HTTPException) -> Response:
         if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             response = await refused(request, MethodNotAllowed())
-            response.headers["allow"] = ", ".join(_allowed_methods(app, request.scope["path"]))
+            allowed = ", ".join(_allowed_methods(app, request.scope["path"]))
+            response.headers["allow"] = allowed or (exc.headers or {})["Allow"]  # a mounted application's own
             return response
         if exc.status_code == HTTPStatus.NOT_FOUND:
             return await refused(request, NotFound(f"there is nothing at {request.scope['path'][:200]}"))

@@ -26,6 +26,8 @@ _AGE_JITTER = 0.2  # connections that were opened together do not all come back 
 _LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
 _FIRST_REQUEST_SECONDS = 1.0  # at the end, for a connection that was accepted and has not asked yet
 
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 # What the connection is reading.
 _NOTHING, _HEAD, _BODY, _DISCARDING = range(4)
 
@@ -120,6 +122,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         shared = self._shared
+        self.answers = _JoinedAnswers(transport)
         self._since = self._flushed_at = shared.sweeps
         age = shared.limits.max_age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
         self._retires_at = shared.sweeps + shared.sweeps_of(age)
@@ -132,10 +135,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Upgrade is an offer that may be ignored (RFC 9110, 7.8), and clients go on in HTTP/1.1 (Java's offers
-            # h2c on every new connection), but a parser that saw it reads no further.
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            # An offer that may be ignored (RFC 9110, 7.8): clients go on in HTTP/1.1 (Java's HttpClient offers h2c
+            # by default). uvicorn would drop the rest of the chunk, and log a warning each time.
             if rest := data[upgrade.args[0] :]:
                 self.data_received(rest)
             return
@@ -175,6 +176,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         ):
             raise _HeadTooLarge
         super().on_headers_complete()
+        self.cycle.transport = self.answers  # type: ignore[assignment]
         self.headers = []  # trailers would be added to those the application reads
         self._reading = _BODY
         self._head_bytes = 0
@@ -197,6 +199,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
+        self.answers.complete()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -235,7 +238,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def give_up(self) -> None:
         """End without waiting any longer; a request in progress is told that its outcome is unknown."""
-        if self._answering() and not self.pipeline and not self.cycle.response_started:
+        if (
+            self._answering()
+            and not self.pipeline
+            and not self.cycle.response_started
+            and not self.transport.is_closing()
+        ):
             self._drop_cycle()
             self._answer(InternalError("the service stopped before it had an answer", outcome="unknown"))
             self.transport.close()
@@ -252,7 +260,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += self._chunk_bytes if self._head_bytes else 1
         if self._head_bytes > self._head_limit:
             self._refuse_head()
-        elif self._reading == _BODY and self.cycle.transport is self.transport:
+        elif self._reading == _BODY and not isinstance(self.cycle.transport, _UnreadBodyTransport):
             self.cycle.transport = _UnreadBodyTransport(self)  # type: ignore[assignment]
 
     def _check_reading(self, sweeps: int) -> None:
@@ -330,16 +338,55 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def close_after_answer(self) -> None:
         """Close, gently where the request's body is still arriving."""
+        self.answers.complete()
         if self._reading == _BODY:
             self.linger()
         elif self._reading != _DISCARDING:
             self.transport.close()
 
 
+class _JoinedAnswers:
+    """What answers see of the transport: a head goes out with the first bytes of its body.
+
+    uvicorn writes them one after the other, and uvloop sends each at once: one system call more for both sides.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None  # held back
+        self._in_body = False
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send *data*, or hold it back where it is a head."""
+        if self._in_body:
+            self._transport.write(data)
+        elif self._head is not None:
+            self._transport.write(self._head + data)
+            self._head = None
+            self._in_body = True
+        elif data == _CONTINUE:
+            self._transport.write(data)
+        else:
+            self._head = data
+
+    def complete(self) -> None:
+        """The answer is complete; one without a body is sent now."""
+        if self._head is not None:
+            self._transport.write(self._head)
+            self._head = None
+        self._in_body = False
+
+    def close(self) -> None:
+        """Send what is held back, and close."""
+        self.complete()
+        self._transport.close()
+
+
 class _UnreadBodyTransport:
     """What an answer sees of the transport while its request's body is still arriving."""
 
     def __init__(self, protocol: LimitedHttpProtocol) -> None:
-        self.write = protocol.transport.write
+        self.write = protocol.answers.write
         self.is_closing = protocol.transport.is_closing
         self.close = protocol.close_after_answer

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
@@ -26,7 +27,10 @@ PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/compon
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries of the refusals a route can give."""
-    return {status: {**PROBLEM, "description": _DESCRIPTIONS[status]} for status in statuses}
+    return {
+        status: {**PROBLEM, "description": _DESCRIPTIONS[status], "headers": _HEADERS.get(status, {})}
+        for status in statuses
+    }
 
 
 _DESCRIPTIONS = {
@@ -39,6 +43,11 @@ _DESCRIPTIONS = {
     500: "A defect of the service.",
     503: "The service cannot do this now; Retry-After says when to try again.",
     504: "No answer in time.",
+}
+
+_HEADERS = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
+    503: {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "required": True}},
 }
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the service has any.")
@@ -129,7 +138,7 @@ def create_batch(batch: schemas.NewBatch) -> None:
 
 
 @api.get(
-    "/orders/{order_id}",
+    "/orders/{order_id:uuid}",  # or it would answer for /orders/batch, too
     tags=["orders"],
     response_model=schemas.Order,
     responses=problems(401, 404, 422, 500, 503, 504),
@@ -158,7 +167,7 @@ async def list_orders(
 
 
 @api.post(
-    "/orders/{order_id}/cancel",
+    "/orders/{order_id:uuid}/cancel",
     tags=["orders"],
     response_model=schemas.Order,
     responses=problems(401, 404, 409, 422, 500, 503, 504),
@@ -205,7 +214,7 @@ def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
 
 def _cache_status(name: str, cached: Cached[Any]) -> dict[str, str]:
     """RFC 9211: `hit` with the seconds of freshness left (negative: stale), or `fwd=miss`."""
-    ttl = int(cached.ttl_seconds)
+    ttl = math.floor(cached.ttl_seconds)  # not int(): what expired a moment ago is -1
     hit = cached.result in ("hit", "stale")
     return {"Cache-Status": f"{name}; hit; ttl={ttl}" if hit else f"{name}; fwd=miss; stored; ttl={ttl}"}
 

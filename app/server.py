@@ -142,6 +142,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         try:
             for listener in self._sockets:
+                listener.listen(_BACKLOG)  # uvloop would not raise that somebody was faster
                 self._listeners.append(
                     await loop.create_server(self._protocol, sock=listener, backlog=_BACKLOG)
                 )

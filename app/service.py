@@ -17,6 +17,7 @@ from app.cache import AsyncCache, Cached
 from app.db import Database
 from app.domain import Line, Order, OrderStatus, PendingOrder, PlacedOrder, Product, new_order_id, timestamp
 from app.errors import (
+    CircuitOpen,
     DeadlineExceeded,
     InternalError,
     InvalidState,
@@ -29,6 +30,7 @@ from app.metrics import ORDER_BATCH_SIZE
 from app.resilience import Guard
 from app.settlement import Settlement
 
+_LEAST_SHARE_OF_DEADLINE = 0.05
 _R = TypeVar("_R")
 _log = structlog.get_logger("app.service")
 
@@ -77,9 +79,7 @@ class OrderService:
             UnknownProduct, OutOfStock, IdempotencyMismatch: nothing was stored.
             Unavailable: its `outcome` says whether the order may be stored.
         """
-        self._guard.breaker.check()  # the database is known to be away: say so at once
-        pending.order = self._price(pending) or await self._price_from_database(pending)
-        pending.priced_at = time.monotonic()
+        await self._prepare(pending)
         return await self._batcher.submit(pending)
 
     async def place_all(
@@ -90,12 +90,19 @@ class OrderService:
         Returns:
             One result per order, in the same order; whatever went wrong with it is its own.
         """
-        results = await asyncio.gather(
-            *(self.place(pending) for pending in batch if isinstance(pending, PendingOrder)),
-            return_exceptions=True,
-        )
-        placed = iter(results)
-        return [pending if isinstance(pending, ServiceError) else _answer(next(placed)) for pending in batch]
+        orders = [pending for pending in batch if isinstance(pending, PendingOrder)]
+        # All are priced before the first is queued: who came first must not depend on what is in the cache.
+        failures = await asyncio.gather(*map(self._prepare, orders), return_exceptions=True)
+        ready = [pending for pending, failure in zip(orders, failures, strict=True) if failure is None]
+        stored = iter(await asyncio.gather(*map(self._batcher.submit, ready), return_exceptions=True))
+        results = iter([failure or next(stored) for failure in failures])
+        return [pending if isinstance(pending, ServiceError) else _answer(next(results)) for pending in batch]
+
+    async def _prepare(self, pending: PendingOrder) -> None:
+        """Price the order, so that it can be queued."""
+        self._require_database()
+        pending.order = self._price(pending) or await self._price_from_database(pending)
+        pending.priced_at = time.monotonic()
 
     def _price(self, pending: PendingOrder) -> Order | None:
         """The order at the prices of the cached catalogue; None where a product is not cached."""
@@ -115,7 +122,11 @@ class OrderService:
     async def _price_from_database(self, pending: PendingOrder) -> Order:
         """As `_price`, after what is missing was read."""
         wanted = [product_id for product_id, _ in pending.items]
-        found = await asyncio.gather(*map(self.products.get, wanted), return_exceptions=True)
+        try:
+            async with asyncio.timeout(pending.deadline - time.monotonic()):
+                found = await asyncio.gather(*map(self.products.get, wanted), return_exceptions=True)
+        except TimeoutError as exc:
+            raise DeadlineExceeded from exc
         for product_id, product in zip(wanted, found, strict=True):
             if isinstance(product, NotFound):
                 raise UnknownProduct(f"there is no product {product_id!r}") from product
@@ -143,10 +154,17 @@ class OrderService:
         for pending in batch:
             pending.started_at = started_at
         settlement = Settlement(batch)
-        deadline = min(pending.deadline for pending in batch)
+        # What has next to no time left is not sent: it would cut its neighbours' time short, too.
+        least = started_at + _LEAST_SHARE_OF_DEADLINE * self._deadline_seconds
+        for pending in batch:
+            if pending.deadline < least:
+                settlement.settle(pending, DeadlineExceeded())
+        deadlines = [pending.deadline for pending in batch if pending.deadline >= least]
+        if not deadlines:
+            return settlement.in_order()
         try:
             await self._guard.run(
-                "store_orders", lambda remaining: self._settle(settlement, remaining), deadline=deadline
+                "store_orders", lambda remaining: self._settle(settlement, remaining), deadline=min(deadlines)
             )
         except ServiceError as failure:
             settlement.fail_the_rest(failure)
@@ -221,6 +239,7 @@ class OrderService:
             NotFound: there is no such order.
             InvalidState: its status does not lead to `cancelled`.
         """
+        self._require_database()
         order = await self._guard.run(
             "cancel_order",
             lambda remaining: repository.cancel_order(
@@ -263,9 +282,16 @@ class OrderService:
         )
 
     async def _read(self, operation: str, query: Callable[[], Awaitable[_R]]) -> _R:
+        self._require_database()
         return await self._guard.run(
             operation, lambda _: query(), deadline=time.monotonic() + self._deadline_seconds
         )
+
+    def _require_database(self) -> None:
+        """Refuse at once while the database is known to be away; whether it is back is not tried on a customer."""
+        breaker = self._guard.breaker
+        if breaker.state != "closed":
+            raise CircuitOpen(retry_after_seconds=breaker.retry_after_seconds)
 
 
 def _answer(result: PlacedOrder | BaseException) -> PlacedOrder | ServiceError:

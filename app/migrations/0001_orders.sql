@@ -60,9 +60,8 @@ DECLARE
     inserted uuid[];  -- the orders that are new with this transaction
 BEGIN
     SELECT bool_and(locked.stock >= wanted.quantity) AND count(*) = cardinality(product_ids) INTO enough
-      FROM unnest(product_ids, quantities) AS wanted (id, quantity)
-      JOIN (SELECT p.id, p.stock FROM products p WHERE p.id = ANY (product_ids) ORDER BY p.id FOR NO KEY UPDATE) locked
-        ON locked.id = wanted.id;
+      FROM (SELECT w.id, w.quantity FROM unnest(product_ids, quantities) AS w (id, quantity) ORDER BY w.id) wanted
+     CROSS JOIN LATERAL (SELECT p.stock FROM products p WHERE p.id = wanted.id FOR NO KEY UPDATE) locked;
 
     IF enough IS NOT TRUE THEN
         -- First come, first served: an order is accepted if the stock covers it and all before it. One that could
