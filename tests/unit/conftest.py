@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import pytest
-from virtual_time import VirtualTimeLoop
+
+from tests.unit.virtual_time import VirtualTimeLoop
 
 
 def pytest_configure(config: pytest.Config) -> None:

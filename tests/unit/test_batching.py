@@ -11,10 +11,10 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual_time import VirtualTimeLoop
 
 from app import errors
 from app.batching import MicroBatcher, batch_processor
+from tests.unit.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.virtual_time
 

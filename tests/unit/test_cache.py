@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 from prometheus_client import REGISTRY
-from virtual_time import VirtualTimeLoop
 
 from app import errors
 from app.cache import AsyncCache, Cached, cached
+from tests.unit.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.virtual_time
 

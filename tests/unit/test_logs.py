@@ -181,6 +181,7 @@ except json.JSONDecodeError as failure:
     assert line["exception"]["type"] == "json.decoder.JSONDecodeError"
     assert line["exception"]["message"] == "no\nJSON: line 1 column 1 (char 0)"
     assert "ZeroDivisionError: division by zero" in line["exception"]["stacktrace"]
+    assert line["exception"]["stacktrace"].count("in <module>") == 2
 
 
 def test_no_exception() -> None:
@@ -278,11 +279,13 @@ def test_format_can_be_chosen() -> None:
 
 def test_console_takes_everything() -> None:
     """What the console cannot show appears as JSON, its own exception included, not the console's."""
-    failure = ValueError("no")
-    fields = {"value": Unprintable(), "exc_info": failure}
-    line = json.loads(console_renderer(colors=False)("info", "app", "said", fields))
+    render = console_renderer(colors=False)
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        line = json.loads(render("info", "app", "said", {"value": Unprintable(), "exc_info": True}))
     assert line["value"] == "<Unprintable without a repr>"
-    assert line["exception"]["message"] == "no"
+    assert line["exception"]["message"] == "division by zero"
 
 
 def test_blocked_reader() -> None:

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from prometheus_client import REGISTRY
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_none
-from virtual_time import VirtualTimeLoop
 
 from app import errors
 from app.metrics import BREAKER_STATES
 from app.resilience import CircuitBreaker, Guard, RetryBudget
+from tests.unit.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.virtual_time
 

@@ -1,0 +1,491 @@
+"""The HTTP protocol's own rules, over real sockets."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from starlette.types import Receive, Scope, Send
+
+from app.protocol import Limits
+from app.server import _Server
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+QUICK = 0.02  # seconds between sweeps
+
+
+class Echo:
+    """Answers with the request's body; /held waits until released, /early answers 413 before it reads."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.held = asyncio.Event()
+        self.release = asyncio.Event()
+        self.answer: bytes | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/early":
+            await self._send(send, 413, b"too large", [(b"connection", b"close")])
+            return
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        self.bodies.append(body)
+        self.headers = scope["headers"]
+        if scope["path"] == "/held":
+            self.held.set()
+            await self.release.wait()
+        await self._send(send, 200, body if self.answer is None else self.answer, [])
+
+    async def _send(self, send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110  # the server has no events for what tests ask
+        await asyncio.sleep(QUICK)
+
+
+@dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def answer(self) -> tuple[int, bytes, bytes]:
+        """Status, head and body of the next answer."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length
+        return int(head.split()[1]), head, await self.reader.readexactly(int(length[1]))
+
+    async def trickle(self, data: bytes = b"a") -> None:
+        """Send *data* again and again until the server has enough."""
+        with contextlib.suppress(ConnectionError):
+            while not self.reader.at_eof() and not self.writer.is_closing():
+                self.writer.write(data)
+                await self.writer.drain()
+                await asyncio.sleep(QUICK)
+
+
+class Service:
+    def __init__(self, server: _Server, echo: Echo, port: int) -> None:
+        self.server, self.echo, self.port = server, echo, port
+        self.clients: list[Client] = []
+
+    async def connect(self, first: bytes = b"") -> Client:
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
+        client.writer.write(first)
+        self.clients.append(client)
+        return client
+
+    async def sweeps(self, number: int) -> None:
+        """Wait until the server has looked at its clock so many times more."""
+        end = self.server.connections.sweeps + number
+        await until(lambda: self.server.connections.sweeps >= end)
+
+    async def until_all_are_closed(self) -> None:
+        await until(lambda: not self.server.open)
+
+
+@contextlib.asynccontextmanager
+async def serving(**limits: Any) -> AsyncIterator[Service]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        echo = Echo()
+        server = _Server(echo, [listener], Limits(**{"sweep_seconds": QUICK, **limits}), {})
+        async with server:
+            service = Service(server, echo, listener.getsockname()[1])
+            try:
+                async with asyncio.timeout(30):
+                    yield service
+            finally:
+                echo.release.set()
+                for client in service.clients:
+                    client.writer.close()
+                async with asyncio.timeout(10):
+                    await service.until_all_are_closed()
+
+
+def assert_refused(answer: tuple[int, bytes, bytes], status: int, error_type: str) -> None:
+    got, head, body = answer
+    assert got == status
+    assert b"content-type: application/problem+json\r\n" in head
+    assert b"connection: close\r\n" in head
+    problem = json.loads(body)
+    assert problem.keys() == {"type", "title", "status", "detail", "error_type", "outcome"}
+    assert problem["status"] == status
+    assert (problem["error_type"], problem["outcome"]) == (error_type, "not_executed")
+
+
+async def test_an_ordinary_request_is_served() -> None:
+    """A request that comes in small pieces is answered, and the connection is kept."""
+    async with serving() as service:
+        client = await service.connect()
+        for byte in b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc":
+            client.writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        status, head, body = await client.answer()
+        assert (status, body) == (200, b"abc")
+        assert b"connection" not in head
+        assert b"date: " in head
+        client.writer.write(GET)
+        assert (await client.answer())[0] == 200
+
+
+async def test_an_answer_without_a_body_is_complete() -> None:
+    """The head alone answers HEAD, at once, and the next answer is its own."""
+    async with serving() as service:
+        service.echo.answer = b"abc"
+        client = await service.connect(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"content-length: 3\r\n" in await client.reader.readuntil(b"\r\n\r\n")
+        client.writer.write(GET)
+        assert (await client.answer())[2] == b"abc"
+
+
+async def test_a_client_that_asks_first_is_told_to_go_on() -> None:
+    """`Expect: 100-continue` is answered before the body is sent, then the request."""
+    async with serving() as service:
+        client = await service.connect(
+            b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        )
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.writer.write(b"abc")
+        status, head, body = await client.answer()
+        assert (status, body) == (200, b"abc")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_the_date_moves_on() -> None:
+    """Every answer says when it was made, on a kept connection too."""
+    async with serving() as service:
+        client = await service.connect(GET)
+        first = re.search(rb"date: .+ GMT", (await client.answer())[1])
+        assert first
+        head = first[0]
+        while first[0] in head:
+            await asyncio.sleep(QUICK)
+            client.writer.write(GET)
+            head = (await client.answer())[1]
+
+
+# Receive deadline
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nX: "], ids=["no byte", "a header"])
+async def test_a_head_must_arrive_in_time(first: bytes) -> None:
+    """Ten seconds after the connection's opening an unfinished head is answered 408, whatever still trickles in."""
+    async with serving(head_seconds=0.3) as service:
+        client = await service.connect(first)
+        trickling = asyncio.create_task(client.trickle(b"a" if first else b""))
+        assert_refused(await client.answer(), 408, "timeout")
+        assert await client.reader.read() == b""
+        await trickling
+        assert service.echo.bodies == []
+
+
+async def test_the_first_head_has_the_time_since_the_opening() -> None:
+    """A client that was silent for most of it gains nothing by its first byte."""
+    async with serving(head_seconds=0.3) as service:
+        client = await service.connect()
+        await until(lambda: service.server.open)
+        connections = service.server.connections
+        opened = connections.sweeps
+        await service.sweeps(connections.head_sweeps * 2 // 3)
+        client.writer.write(b"G")
+        assert_refused(await client.answer(), 408, "timeout")
+        assert connections.sweeps - opened < connections.head_sweeps * 3 // 2
+
+
+async def test_a_later_head_has_its_own_deadline() -> None:
+    """On a kept connection the head's time begins with its first byte: idle time is the keep-alive's."""
+    async with serving(head_seconds=0.3, keep_alive_seconds=60) as service:
+        client = await service.connect(GET)
+        assert (await client.answer())[0] == 200
+        await service.sweeps(3 * service.server.connections.head_sweeps)
+        client.writer.write(GET[:10])
+        await asyncio.sleep(2 * QUICK)
+        client.writer.write(GET[10:])
+        assert (await client.answer())[0] == 200
+        client.writer.write(GET[:10])
+        assert_refused(await client.answer(), 408, "timeout")
+
+
+async def test_a_body_must_arrive_in_time() -> None:
+    """Thirty seconds after the head an unfinished body is answered 408 and reaches no handler."""
+    async with serving(body_seconds=0.3) as service:
+        client = await service.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        trickling = asyncio.create_task(client.trickle())
+        assert_refused(await client.answer(), 408, "timeout")
+        assert await client.reader.read() == b""
+        await trickling
+        assert service.echo.bodies == []
+
+
+async def test_slow_clients_disturb_nobody() -> None:
+    """With 500 slow requests open, others are served; then all 500 are answered 408 and gone."""
+    async with serving(head_seconds=2.0, keep_alive_seconds=60) as service:
+        slow = [await service.connect(b"GET / HTTP/1.1\r\nX: " + b"a" * n) for n in range(500)]
+        client = await service.connect()
+        for _ in range(200):
+            client.writer.write(GET)
+            assert (await client.answer())[0] == 200
+        assert len(service.server.open) == 501
+        for answer in await asyncio.gather(*(one.answer() for one in slow)):
+            assert_refused(answer, 408, "timeout")
+
+
+async def test_the_servers_own_time_is_not_the_clients() -> None:
+    """A request whose reading the server has paused is not late."""
+    async with serving(head_seconds=0.1, body_seconds=0.1) as service:
+        request = b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+        client = await service.connect(request)
+        await service.echo.held.wait()
+        client.writer.write(request + GET[:10])
+        (connection,) = service.server.open
+        await until(lambda: connection.flow.read_paused)
+        client.writer.write(GET[10:])
+        await service.sweeps(20)
+        service.echo.release.set()
+        assert [(await client.answer())[0] for _ in range(3)] == [200, 200, 200]
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 65536 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: aaaaaaaaaaaa\r\n" % n for n in range(3000)) + b"\r\n",
+        b"GET /" + b"a" * 65536 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["one header", "many headers", "target"],
+)
+async def test_a_large_head_is_refused(request_: bytes) -> None:
+    """A head of 64 KiB is answered 431 and the connection closed."""
+    async with serving() as service:
+        client = await service.connect(request_)
+        assert_refused(await client.answer(), 431, "validation")
+        assert await client.reader.read() == b""
+
+
+async def test_a_head_under_the_limit_is_served() -> None:
+    """A head of 31 KiB in pieces is not too large, and its size is its own: a body before it does not count."""
+    async with serving() as service:
+        body = b"b" * 200_000
+        head = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (31 * 1024)
+        client = await service.connect(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + head[:1000]
+        )
+        assert (await client.answer())[2] == body
+        for start in range(1000, len(head), 10_000):
+            client.writer.write(head[start : start + 10_000])
+            await asyncio.sleep(QUICK)
+        client.writer.write(b"\r\n\r\n")
+        assert (await client.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: ",
+    ],
+    ids=["header", "trailer"],
+)
+async def test_an_endless_head_is_cut_off(start: bytes) -> None:
+    """A header or trailer without an end is answered 431 as soon as it is over the limit."""
+    async with serving() as service:
+        client = await service.connect(start)
+        trickling = asyncio.create_task(client.trickle(b"a" * 4096))
+        assert_refused(await client.answer(), 431, "validation")
+        await trickling
+        assert service.echo.bodies == []
+
+
+async def test_trailers_are_not_headers() -> None:
+    """What follows a chunked body adds nothing to the headers that the application sees."""
+    async with serving() as service:
+        client = await service.connect(
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"1\r\nx\r\n0\r\nAuthorization: Bearer y\r\n\r\n"
+        )
+        assert (await client.answer())[2] == b"x"
+        assert b"authorization" not in dict(service.echo.headers)
+
+
+# Malformed requests
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nNo colon\r\n\r\n",
+        b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnot hex\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+    ids=["request line", "version", "header", "target", "content length", "chunk", "TLS"],
+)
+async def test_a_malformed_request_is_refused(request_: bytes) -> None:
+    """What is not HTTP/1.1 is answered 400, counted, and the connection closed."""
+    labels = {"method": "other", "route": "unmatched", "status": "400"}
+    before = REGISTRY.get_sample_value("http_requests_total", labels) or 0
+    async with serving() as service:
+        client = await service.connect(request_)
+        assert_refused(await client.answer(), 400, "validation")
+        assert await client.reader.read() == b""
+        assert service.echo.bodies == []
+    assert REGISTRY.get_sample_value("http_requests_total", labels) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("garbage", "queued"),
+    [(b"GARBAGE\r\n\r\n", 1), (GET + b"GARBAGE\r\n\r\n", 2)],
+    ids=["one before it", "two before it"],
+)
+async def test_a_refusal_waits_for_its_turn(garbage: bytes, queued: int) -> None:
+    """The requests before a malformed one get their own answers first, and none is told it was not executed."""
+    async with serving() as service:
+        client = await service.connect(
+            b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx" + garbage
+        )
+        await service.echo.held.wait()
+        service.echo.release.set()
+        for _ in range(queued):
+            assert (await client.answer())[0] == 200
+        assert_refused(await client.answer(), 400, "validation")
+        assert await client.reader.read() == b""
+
+
+async def test_a_queued_request_with_a_broken_body_is_refused_in_its_turn() -> None:
+    """The request before it is answered, and it never reaches the application."""
+    async with serving() as service:
+        client = await service.connect(
+            b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnot hex\r\n"
+        )
+        await service.echo.held.wait()
+        service.echo.release.set()
+        assert (await client.answer())[2] == b"x"
+        assert_refused(await client.answer(), 400, "validation")
+        assert service.echo.bodies == [b"x"]
+
+
+async def test_an_offered_upgrade_is_ignored() -> None:
+    """An upgrade to h2c is answered in HTTP/1.1, and so are the requests after it."""
+    offer = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    async with serving() as service:
+        client = await service.connect(offer + GET)
+        assert (await client.answer())[0] == 200
+        assert (await client.answer())[0] == 200
+        client.writer.write(offer)
+        assert (await client.answer())[0] == 200
+        client.writer.write(GET)
+        assert (await client.answer())[0] == 200
+
+
+# The connection's end
+
+
+async def test_an_old_connection_is_told_to_close() -> None:
+    """An answer says `Connection: close` once the connection is old, then it closes; no request is lost."""
+    async with serving(max_age_seconds=0.1) as service:
+        for _ in range(3):
+            client = await service.connect()
+            head = b""
+            while b"connection: close" not in head:
+                client.writer.write(GET)
+                status, head, _body = await client.answer()
+                assert status == 200
+            assert await client.reader.read() == b""
+
+
+async def test_a_connection_that_grows_old_during_a_request_says_so_in_its_answer() -> None:
+    """The answer to the request in progress is the one that says `Connection: close`."""
+    async with serving(max_age_seconds=0.1) as service:
+        client = await service.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        await service.echo.held.wait()
+        (connection,) = service.server.open
+        await until(lambda: connection._retiring)
+        service.echo.release.set()
+        status, head, _ = await client.answer()
+        assert status == 200
+        assert b"connection: close" in head
+
+
+async def test_while_draining_every_answer_says_close() -> None:
+    """The request in progress, an idle connection's next and a new connection's first all say so."""
+    async with serving() as service:
+        idle = await service.connect(GET)
+        assert b"connection" not in (await idle.answer())[1]
+        busy = await service.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        await service.echo.held.wait()
+        service.server.connections.drain(service.server.open)
+        service.echo.release.set()
+        idle.writer.write(GET)
+        new = await service.connect(GET)
+        for client in (busy, idle, new):
+            status, head, _ = await client.answer()
+            assert status == 200
+            assert b"connection: close" in head
+            assert await client.reader.read() == b""
+
+
+async def test_an_idle_connection_is_closed() -> None:
+    """After the keep-alive time a connection without a request is closed, without a word."""
+    async with serving(keep_alive_seconds=0.1) as service:
+        client = await service.connect(GET)
+        await client.answer()
+        assert await client.reader.read() == b""
+
+
+async def test_a_slow_answer_is_not_idle() -> None:
+    """The keep-alive time does not run while an answer is being made."""
+    async with serving(keep_alive_seconds=0.1, head_seconds=0.1, body_seconds=0.1) as service:
+        client = await service.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        await service.echo.held.wait()
+        await service.sweeps(20)
+        service.echo.release.set()
+        assert (await client.answer())[0] == 200
+
+
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
+    """An answer that nobody takes is given up after the write time, and its memory with it."""
+    async with serving(write_seconds=0.2) as service:
+        service.echo.answer = b"x" * 50_000_000
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(GET)
+            await until(lambda: service.server.open)
+            await service.until_all_are_closed()
+
+
+async def test_an_early_answer_survives_the_rest_of_the_body() -> None:
+    """A refusal sent while the body is still coming reaches the client instead of a reset."""
+    async with serving() as service:
+        body = b"b" * 5_000_000
+        client = await service.connect(
+            b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:1000]
+        )
+        await until(lambda: any(one.cycle and one.cycle.response_complete for one in service.server.open))
+        client.writer.write(body[1000:])
+        await client.writer.drain()
+        status, _, text = await client.answer()
+        assert (status, text) == (413, b"too large")
+        assert await client.reader.read() == b""

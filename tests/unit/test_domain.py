@@ -1,0 +1,97 @@
+"""What an order is."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain import (
+    TRANSITIONS,
+    OrderStatus,
+    PendingOrder,
+    new_order_id,
+    statuses_that_may_become,
+    timestamp,
+)
+
+
+def _pending(
+    customer_id: str = "c", items: Sequence[tuple[str, int]] = (("a", 1), ("b", 2)), key: str | None = None
+) -> PendingOrder:
+    return PendingOrder(
+        principal="p",
+        customer_id=customer_id,
+        items=items,
+        idempotency_key=key,
+        arrived_at=1.0,
+        parsed_at=2.0,
+        deadline=3.0,
+    )
+
+
+@given(st.integers(0, 2**48 * 1_000_000 - 1))
+def test_an_id_is_a_uuid_of_its_millisecond(now_ns: int) -> None:
+    """Version 7, RFC variant, the Unix milliseconds in its first 48 bits."""
+    made = uuid.UUID(new_order_id(now_ns))
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert made.int >> 80 == now_ns // 1_000_000
+    assert str(made) == new_order_id(now_ns)[:14] + str(made)[14:]
+
+
+def test_ids_sort_by_time_and_do_not_repeat() -> None:
+    """A later millisecond is a greater id, as text, too; 10,000 of one millisecond differ."""
+    in_time = [new_order_id(milliseconds * 1_000_000) for milliseconds in range(0, 10**12, 10**9)]
+    assert in_time == sorted(in_time)
+    assert len({new_order_id(0) for _ in range(10_000)}) == 10_000
+
+
+def test_the_clock_is_the_default() -> None:
+    """Without a time an id carries the present."""
+    before = datetime.now(UTC)
+    milliseconds = uuid.UUID(new_order_id()).int >> 80
+    assert int(before.timestamp() * 1000) <= milliseconds <= int(datetime.now(UTC).timestamp() * 1000)
+    assert datetime.fromisoformat(timestamp()) >= before
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        (datetime(2026, 11, 22, 10, 0, 0, 123456, UTC), "2026-11-22T10:00:00.123456Z"),
+        (datetime(2026, 11, 22, 10, tzinfo=UTC), "2026-11-22T10:00:00.000000Z"),
+        (datetime(2026, 11, 22, 1, tzinfo=timezone(timedelta(hours=2))), "2026-11-21T23:00:00.000000Z"),
+    ],
+)
+def test_time_is_written_in_utc_with_microseconds(moment: datetime, text: str) -> None:
+    """Always with the same number of digits: text sorts as time does."""
+    assert timestamp(moment) == text
+
+
+def test_equal_orders_have_equal_fingerprints() -> None:
+    """Whoever sends them, when, and under which key."""
+    first, second = _pending(key="k"), _pending(key="other")
+    second.principal, second.arrived_at = "q", 9.0
+    assert first.fingerprint() == second.fingerprint()
+
+
+_text = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=3)
+_items = st.lists(st.tuples(_text, st.integers(1, 1000)), max_size=3)
+
+
+@given(st.tuples(_text, _items), st.tuples(_text, _items))
+def test_other_orders_have_other_fingerprints(
+    one: tuple[str, list[tuple[str, int]]], other: tuple[str, list[tuple[str, int]]]
+) -> None:
+    """No two different orders can be told for the same, however their texts are chosen."""
+    assert (_pending(*one).fingerprint() == _pending(*other).fingerprint()) == (one == other)
+
+
+def test_the_states_an_order_can_be_cancelled_from() -> None:
+    """Not from `declined`; and nothing leads out of an end."""
+    assert set(statuses_that_may_become("cancelled")) == {"pending", "confirmed"}
+    assert statuses_that_may_become("pending") == []
+    assert set(TRANSITIONS) == set(get_args(OrderStatus))
+    assert {status for status, targets in TRANSITIONS.items() if not targets} == {"declined", "cancelled"}
