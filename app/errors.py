@@ -6,13 +6,14 @@
      ├── Unauthorized           401      no key, or not one of ours
      ├── NotFound               404      no such route or resource (another principal's order, too)
      ├── MethodNotAllowed       405
- ├── RequestTimeout         408      the client did not send the whole request in time
+     ├── RequestTimeout         408      the client did not send the whole request in time
      ├── UnknownProduct         422      a line names a product that is not in the catalogue
      ├── OutOfStock             409
      ├── IdempotencyMismatch    422      the key belongs to another order
      ├── InvalidState           409      the order's status forbids it
      └── Unavailable            503      ours, not the client's; carries Retry-After
           ├── Overloaded        503      shed by admission, by the queue or by the pool
+          ├── Draining          503      only what asks whether to send requests here
           ├── CircuitOpen       503      the breaker refuses while the database is away
           ├── DatabaseError     503      the database failed or the connection was lost
           ├── DeadlineExceeded  504      no answer in time
@@ -191,6 +192,12 @@ class Overloaded(Unavailable):
         """*reason*: which limit was reached; the label of `requests_shed_total`."""
         super().__init__(detail, outcome=outcome, retry_after_seconds=retry_after_seconds)
         self.reason = reason
+
+
+class Draining(Unavailable):
+    """The service is ending; send no more requests to it."""
+
+    error_type = "overloaded"
 
 
 class CircuitOpen(Unavailable):

@@ -86,9 +86,7 @@ HTTP_REQUEST_SECONDS = Histogram(
 REQUESTS_IN_FLIGHT = Gauge(
     "requests_in_flight", "Requests and batch orders now admitted and not yet answered."
 )
-REQUESTS_SHED = Counter(
-    "requests_shed_total", "Orders and other requests refused to protect the rest.", ["reason"]
-)
+REQUESTS_SHED = Counter("requests_shed_total", "Orders refused to protect the rest.", ["reason"])
 SHED_REASONS = ("admission", "queue", "pool")
 
 # --- the order -----------------------------------------------------------------------------------------------

@@ -7,8 +7,11 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
+
+from app.errors import Draining
+from app.routes import problems
 
 ops = APIRouter(tags=["operations"])
 
@@ -22,7 +25,7 @@ async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@ops.get("/readyz", responses={503: {"description": "The service is ending; send no more."}})
+@ops.get("/readyz", responses=problems(503))
 async def readyz(request: Request) -> dict[str, str]:
     """Whether to send requests here: 503 only while the service ends.
 
@@ -31,7 +34,7 @@ async def readyz(request: Request) -> dict[str, str]:
     """
     state = request.scope["state"]
     if state["lifecycle"].draining:
-        return JSONResponse({"status": "draining"}, status_code=503, headers={"Retry-After": "1"})  # type: ignore[return-value]
+        raise Draining
     return {"status": "ok" if state["breaker"].state == "closed" else "degraded"}
 
 
