@@ -71,6 +71,18 @@ def test_the_documentation_says_which_routes_need_a_key(nobody: Shop) -> None:
         "Bearer alice",
         "Bearer \xe9",
     ],
+    ids=[
+        "none",
+        "no key",
+        "wrong",
+        "longer",
+        "shorter",
+        "Basic",
+        "no scheme",
+        "the hash",
+        "principal",
+        "not ASCII",
+    ],
 )
 @pytest.mark.parametrize(
     "request_line", ["POST /orders", "POST /orders/batch", "GET /orders", "GET /products"]
