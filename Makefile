@@ -19,11 +19,33 @@ run: $(VENV)/.installed-local ## serve on port 8000, with a Postgres of its own 
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## the tests (under 5 minutes)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## the long proofs, and those that need Debian packages
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -m slow --durations 10 $(ARGS)
+
+.PHONY: test-quiet
+test-quiet: $(VENV)/.installed-dev ## the proofs under real load, for a machine with nothing else to do
+	@$(BIN)/python -m pytest -m quiet --durations 10 $(ARGS)
+
+.PHONY: loadtest-normal loadtest-peak loadtest-stress
+loadtest-normal: ## 100 users for 30 minutes, and a verdict; DURATION=2m USERS= HOST= STRICT=1 override
+loadtest-peak: ## 500 users for 15 minutes
+loadtest-stress: ## 1,000 users for 10 minutes
+loadtest-normal loadtest-peak loadtest-stress: loadtest-%: $(VENV)/.installed-dev
+	@exec $(BIN)/python -m loadtests $* $(ARGS)
+
+.PHONY: monitor
+monitor: $(VENV)/.installed-dev ## Prometheus and Alertmanager beside `make run`, from Debian's packages (TARGETS=, PROMETHEUS_PORT=)
+	@exec $(BIN)/python -m monitoring.local
+
+.PHONY: stack
+stack: ## the service and all that watches it, in containers (PROFILE=logs adds the log pipeline, ENGINE=podman)
+	@command -v $(ENGINE) >/dev/null || { echo "$(ENGINE) is not installed; \`make monitor\` needs no containers"; exit 1; }
+	@$(ENGINE) compose -f monitoring/compose.yaml $(if $(PROFILE),--profile $(PROFILE)) up --build --detach --wait
+	@echo 'service :8000   Prometheus :9090   Alertmanager :9093   Grafana :3000   end it: $(ENGINE) compose -f monitoring/compose.yaml down'
+ENGINE ?= docker
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## style, types, lock files
@@ -31,6 +53,18 @@ lint: $(VENV)/.installed-dev ## style, types, lock files
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@if grep -nE '://|^--(index|extra-index|find-links)' requirements*.txt; then echo 'a lock file names an index'; exit 1; fi
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## what an order costs, beside its peers (QUICK=1: under a minute)
+	@$(BIN)/python -m loadtests.bench $(if $(QUICK),--quick) $(ARGS)
+
+.PHONY: bench-growth
+bench-growth: $(VENV)/.installed-dev ## what it costs among 5 million orders, and after 10 minutes (QUICK=1, SOAK=seconds)
+	@$(BIN)/python -m loadtests.growth $(if $(QUICK),--quick) $(if $(SOAK),--soak $(SOAK)) $(ARGS)
+
+.PHONY: profile
+profile: $(VENV)/.installed-dev ## a page that shows where CPU, time and memory go (QUICK=1, BASELINE=directory)
+	@$(BIN)/python -m loadtests.profiler $(if $(QUICK),--quick) $(if $(BASELINE),--baseline $(BASELINE)) $(ARGS)
 
 .PHONY: lock
 lock: ## resolve pyproject.toml into the hashed lock files (needs uv)
