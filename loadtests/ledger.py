@@ -1,0 +1,149 @@
+"""What clients were told, held as sets against what is stored. Everything of the run counts, the warm-up too.
+
+Every request is acknowledged, refused, or unknown (no answer). Then
+    acknowledged <= stored, stored - acknowledged <= unknown, nothing is stored twice.
+"""
+
+import contextlib
+import json
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import psycopg2
+
+from loadtests.run_record import Counts, Ledger
+from loadtests.samples import Sample, read_samples
+
+_TIMEOUT_SECONDS = 30.0
+_PAGE_SIZE = 100
+
+_SELECT_STORED = """
+    SELECT id::text, coalesce(idempotency_key, '')
+      FROM orders
+     WHERE customer_id = %(customer_id)s
+"""
+
+# One statement, one snapshot: true at every moment, whoever else is ordering.
+_SELECT_PIECES = """
+    SELECT p.id, p.stock + coalesce(sold.quantity, 0)::bigint
+      FROM products p
+      LEFT JOIN (SELECT l.product_id, sum(l.quantity) AS quantity
+                   FROM order_lines l
+                   JOIN orders o ON o.principal = l.principal AND o.id = l.order_id
+                  WHERE o.status IN ('pending', 'confirmed')
+                  GROUP BY 1) sold ON sold.product_id = p.id
+"""
+
+
+class LedgerError(Exception):
+    """What is stored could not be read; the message says why."""
+
+
+def stored_in_database(dsn: str, customer_id: str) -> Iterator[tuple[str, str]]:
+    """Id and idempotency key of every order of *customer_id*; raises LedgerError."""
+    with _connection(dsn) as connection, connection.cursor("stored") as cursor:
+        cursor.itersize = 10_000
+        cursor.execute(_SELECT_STORED, {"customer_id": customer_id})
+        yield from cursor
+
+
+def pieces_in_database(dsn: str) -> dict[str, int]:
+    """For every product the stock and what orders hold of it: no order may change that sum; raises LedgerError."""
+    with _connection(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(_SELECT_PIECES)
+        return dict(cursor.fetchall())
+
+
+def stored_by_api(url: str, customer_id: str, api_key: str | None) -> Iterator[tuple[str, None]]:
+    """Id of every order of *customer_id*, page by page; the API does not tell keys; raises LedgerError."""
+    query = {"customer_id": customer_id, "limit": str(_PAGE_SIZE)}
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    while True:
+        page = f"{url}/orders?{urllib.parse.urlencode(query)}"
+        request = urllib.request.Request(page, headers=headers)  # noqa: S310 - the operator's own URL
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
+                document = json.load(answer)
+            yield from ((order["id"], None) for order in document["items"])
+            cursor = document["next_cursor"]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise LedgerError(f"{page}: {exc}") from exc
+        if cursor is None:
+            return
+        query["cursor"] = cursor
+
+
+def compare(samples: Iterable[Sample], stored: Iterable[tuple[str, str | None]]) -> Ledger:
+    """Hold *samples* against *stored*, (id, idempotency key or None where it is not told) of the run's orders.
+
+    Without keys a stored order that nobody acknowledged cannot be matched with one unknown request; then their number
+    is held against the number of unknown requests.
+    """
+    answered: Counter[str] = Counter()  # ids given to a request
+    unknown_keys: set[str] = set()
+    creations: Counter[str] = Counter()
+    for sample in samples:
+        if sample.operation != "create":
+            continue
+        creations[sample.outcome] += 1
+        if sample.outcome == "acknowledged":
+            answered[sample.order_id or f"none, for the key {sample.key}"] += 1
+        elif sample.outcome == "unknown":
+            unknown_keys.add(sample.key)
+    ids: set[str] = set()
+    keys: Counter[str] = Counter()
+    doubled = [f"id {order_id}" for order_id, count in answered.items() if count > 1]
+    unexplained: list[tuple[str, str | None]] = []
+    for order_id, key in stored:
+        if order_id in ids:
+            doubled.append(f"id {order_id}")
+            continue
+        ids.add(order_id)
+        if key:
+            keys[key] += 1
+        if order_id not in answered:
+            unexplained.append((order_id, key))
+    doubled += [f"key {key}" for key, count in keys.items() if count > 1]
+    if any(key is not None for _, key in unexplained):
+        unexpected = [order_id for order_id, key in unexplained if key not in unknown_keys]
+    else:
+        unexpected = [order_id for order_id, _ in unexplained] if len(unexplained) > len(unknown_keys) else []
+    return Ledger(
+        counts=Counts(
+            sent=creations.total(),
+            acknowledged=creations["acknowledged"],
+            refused=creations["refused"],
+            unknown=creations["unknown"],
+        ),
+        stored=len(ids),
+        unknown_stored=len(unexplained) - len(unexpected),
+        lost=tuple(sorted(answered.keys() - ids)),
+        unexpected=tuple(sorted(unexpected)),
+        doubled=tuple(sorted(set(doubled))),
+    )
+
+
+def read(
+    directory: Path, *, url: str, dsn: str | None, customer_id: str, api_key: str | None = None
+) -> Ledger:
+    """The ledger of the run whose samples are in *directory*; the database is asked where there is a *dsn*.
+
+    Raises:
+        LedgerError: what is stored could not be read.
+    """
+    stored: Iterator[tuple[str, str | None]] = (
+        stored_in_database(dsn, customer_id) if dsn else stored_by_api(url, customer_id, api_key)
+    )
+    return compare(read_samples(directory), stored)
+
+
+@contextlib.contextmanager
+def _connection(dsn: str) -> Iterator[psycopg2.extensions.connection]:
+    try:
+        with contextlib.closing(psycopg2.connect(dsn, connect_timeout=10)) as connection:
+            yield connection
+    except psycopg2.Error as exc:
+        raise LedgerError(f"the database: {str(exc).strip()}") from exc

@@ -1,0 +1,277 @@
+"""A run as one page that needs nothing but itself: `report.html`."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from loadtests.comparison import Comparison
+from loadtests.quantities import NOT_MEASURED, change, duration, mebibytes, number, quantity
+from loadtests.recommendations import Recommendation
+from loadtests.run_record import Criterion, RunRecord
+from loadtests.time_charts import TimeAxis, hover_data, percentile_chart, time_charts
+
+_FOLDER = Path(__file__).parent
+_MOST_IDS = 500  # a page of a million ids opens nowhere; report.json holds all
+_TONES = {
+    "PASS": "pass",
+    "OK": "pass",
+    "better": "pass",
+    "FAIL": "fail",
+    "BREACH": "fail",
+    "worse": "fail",
+    "INVALID": "invalid",
+}
+_DISTRIBUTION = (
+    ("orders", "count"), ("mean", "mean_ms"), ("min", "min_ms"), ("p50", "p50_ms"), ("p75", "p75_ms"),
+    ("p90", "p90_ms"), ("p95", "p95_ms"), ("p99", "p99_ms"), ("p99.9", "p999_ms"), ("max", "max_ms"),
+)  # fmt: skip
+
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class CriterionRow:
+    """A criterion as the table shows it."""
+
+    of: Criterion
+
+    @property
+    def value(self) -> str:
+        """What was measured."""
+        return quantity(self.of.value, self.of.unit)
+
+    @property
+    def limit(self) -> str:
+        """What it must keep."""
+        return f"{self.of.comparison} {quantity(self.of.limit, self.of.unit)}"
+
+    @property
+    def margin(self) -> str:
+        """How far it is from its limit, as a share of the limit; negative: beyond it."""
+        if self.of.value is None or not self.of.limit:
+            return "-"
+        share = self.of.value / self.of.limit - 1
+        return change(1 + (share if self.of.comparison == ">=" else -share))
+
+    @property
+    def used(self) -> float | None:
+        """How much of the limit is used up, in percent, at most 100; None: no such thing."""
+        if self.of.value is None or not self.of.limit:
+            return None
+        if self.of.comparison == ">=":
+            return min(100.0, self.of.limit / self.of.value * 100) if self.of.value else 100.0
+        return min(100.0, self.of.value / self.of.limit * 100)
+
+
+def render(
+    record: RunRecord,
+    recommendations: Sequence[Recommendation],
+    comparison: Comparison | None = None,
+) -> str:
+    """The page."""
+    templates = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    charts = time_charts(record)
+    limits = {criterion.name: criterion.limit for criterion in record.criteria}
+    lead, remarks = _lead(record)
+    return templates.get_template("report_page.html.jinja").render(
+        record=record,
+        started=record.started_at[:16].replace("T", " ") + " UTC",
+        lead=lead,
+        remarks=remarks,
+        tiles=_tiles(record),
+        criteria=[CriterionRow(criterion) for criterion in record.criteria],
+        recommendations=recommendations,
+        comparison=comparison,
+        percentiles=percentile_chart(
+            record.acknowledged, comparison.baseline_latency if comparison else None, limits
+        ),
+        distribution_names=[name for name, _ in _DISTRIBUTION],
+        distributions=[
+            (name, [_figure(getattr(latency, field)) for _, field in _DISTRIBUTION])
+            for name, latency in (
+                ("acknowledged", record.acknowledged),
+                ("refused", record.refused),
+                ("unknown", record.unknown),
+            )
+        ],
+        charts=charts,
+        step=TimeAxis(record.seconds).step,
+        ledger=_ledger(record),
+        server=_server(record),
+        generator=_generator(record),
+        environment=_environment(record),
+        series=_json(hover_data(record.seconds, charts)),
+        css=Markup((_FOLDER / "report_page.css").read_text()),  # noqa: S704 - our own file
+        script=Markup((_FOLDER / "report_page.js").read_text()),  # noqa: S704 - our own file
+        most_ids=_MOST_IDS,
+        missing=NOT_MEASURED,
+        tone=lambda text: _TONES.get(text, "unknown"),
+        change=change,
+        quantity=quantity,
+    )
+
+
+def _json(value: Any) -> Markup:
+    """JSON that no text in it can end the script element of."""
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(text)  # noqa: S704 - escaped just now
+
+
+def _lead(record: RunRecord) -> tuple[str, Sequence[str]]:
+    """The sentence under the verdict, and what else is to be said."""
+    if record.verdict == "PASS":
+        met = sum(criterion.verdict == "PASS" for criterion in record.criteria)
+        missing = len(record.criteria) - met
+        rest = f"; {missing} NOT MEASURED" if missing else ""
+        return f"{met} of {len(record.criteria)} criteria met, every figure checked{rest}.", record.reasons
+    return (record.reasons[0] if record.reasons else "No criterion was met."), record.reasons[1:]
+
+
+def _tiles(record: RunRecord) -> Pairs:
+    by_name = {criterion.name: criterion for criterion in record.criteria}
+
+    def of(name: str) -> str:
+        criterion = by_name.get(name)
+        return quantity(criterion.value, criterion.unit) if criterion else NOT_MEASURED
+
+    latency = record.acknowledged
+    return (
+        ("orders acknowledged", f"{record.counts.acknowledged:,}"),
+        ("orders per second", number(record.orders_per_second)),
+        ("average response time", quantity(latency.mean_ms, "ms")),
+        ("95th percentile", quantity(latency.p95_ms, "ms")),
+        ("99th percentile", quantity(latency.p99_ms, "ms")),
+        ("error rate", of("error_rate")),
+        ("CPU, of one core", of("cpu")),
+        ("connection pool", of("pool")),
+    )
+
+
+def _ledger(record: RunRecord) -> Pairs:
+    ledger, counts = record.ledger, record.ledger.counts
+    return (
+        ("asked for", f"{counts.sent:,}"),
+        ("acknowledged", f"{counts.acknowledged:,}"),
+        ("refused", f"{counts.refused:,}"),
+        ("unknown to their clients", f"{counts.unknown:,}"),
+        ("stored", _figure(ledger.stored)),
+        ("of these unknown", _figure(ledger.unknown_stored)),
+        ("acknowledged and lost", _figure(len(ledger.lost) if ledger.source else None)),
+        ("stored, unexplained", _figure(len(ledger.unexpected) if ledger.source else None)),
+        ("stored twice", _figure(len(ledger.doubled) if ledger.source else None)),
+        ("rise of orders_total success", _figure(ledger.success_rise)),
+        ("asked for what is stored", ledger.source or NOT_MEASURED),
+    )
+
+
+def _server(record: RunRecord) -> Pairs:
+    server = record.server
+    stages = [(f"stage {name}", quantity(ms, "ms")) for name, ms in server.stage_mean_ms.items()]
+    transitions = ", ".join(
+        f"{count:g} to {state}" for state, count in server.breaker_transitions.items() if count
+    )
+    rows: list[tuple[str, str]] = [
+        ("read from", server.source or NOT_MEASURED),
+        ("processing, mean", quantity(server.processing_mean_ms, "ms")),
+        ("processing, p95 of buckets", quantity(server.processing_p95_ms, "ms")),
+        ("processing, p99 of buckets", quantity(server.processing_p99_ms, "ms")),
+        *stages,
+        ("CPU per order", quantity(server.cpu_us_per_order, "µs")),
+        ("orders per commit", quantity(server.batch_size_mean)),
+        ("connections opened", quantity(server.connections_opened)),
+        ("breaker transitions", transitions or ("none" if server.source else NOT_MEASURED)),
+        ("retries", quantity(server.retries)),
+        ("shed", quantity(server.shed)),
+        ("critical alerts", _alerts(server.critical_alerts)),
+        ("warning alerts", _alerts(server.warning_alerts)),
+    ]
+    for replica in server.replicas:
+        memory = f"{mebibytes(replica.rss_max_bytes)} of {mebibytes(replica.memory_limit_bytes)}"
+        pool = f"{quantity(replica.pool_in_use_max)} of {quantity(replica.pool_max)} connections"
+        restarted = ", RESTARTED" if replica.restarted else ""
+        rows.append((replica.url, f"CPU {quantity(replica.cpu_percent, '%')}, {memory}, {pool}{restarted}"))
+    return rows
+
+
+def _generator(record: RunRecord) -> Pairs:
+    generator = record.generator
+    rows = [
+        ("processes", str(generator.processes)),
+        ("CPU, busiest process", quantity(generator.cpu_percent, "%")),
+        ("timers late, p95", quantity(generator.lag_p95_ms, "ms")),
+        ("timers late, at most", quantity(generator.lag_max_ms, "ms")),
+    ]
+    if record.model == "closed":
+        rows.append(("users by Little's law", f"{quantity(generator.little_users)} of {record.users}"))
+    else:
+        share = generator.achieved_share
+        rows.append(("achieved of offered", quantity(None if share is None else share * 100, "%")))
+    return rows
+
+
+def _environment(record: RunRecord) -> Iterable[tuple[str, Pairs]]:
+    environment = record.environment
+    least, most = record.wait_seconds
+    load = (
+        f"{number(record.offered_per_second)} orders/s offered"
+        if record.offered_per_second
+        else f"{record.users} users, {record.spawn_rate:g} more each second, {least:g} to {most:g} s between orders"
+    )
+    calibration = record.calibration
+    yield (
+        "The run",
+        (
+            ("id", record.run_id),
+            ("model", f"{record.model}: {load}"),
+            (
+                "measured",
+                f"{duration(record.duration_seconds)} of {duration(record.planned_seconds)} planned",
+            ),
+            ("warm-up before it", duration(record.warm_up_seconds)),
+            ("from", record.measured_from),
+            ("until", record.measured_until),
+            ("strict", "yes: what is not measured fails" if record.strict else "no"),
+            ("commit", environment.commit),
+            ("calibration work before", _milliseconds(calibration.before_seconds)),
+            ("calibration work after", _milliseconds(calibration.after_seconds)),
+        ),
+    )
+    for title, values in (
+        ("Machine", environment.machine),
+        ("Versions", environment.versions),
+        ("Database settings", environment.database),
+        ("Dataset", environment.dataset),
+        ("Service settings that differ", environment.service_settings),
+    ):
+        yield title, _plain(values)
+
+
+def _plain(values: Mapping[str, Any]) -> Pairs:
+    if not values:
+        return (("none known", ""),)
+    return [
+        (
+            name.removesuffix("_bytes").replace("_", " ") if name.endswith("_bytes") else name,
+            mebibytes(value) if name.endswith("_bytes") else "not known" if value is None else str(value),
+        )
+        for name, value in values.items()
+    ]
+
+
+def _alerts(names: Sequence[str] | None) -> str:
+    return NOT_MEASURED if names is None else ", ".join(names) or "none"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return quantity(None if seconds is None else seconds * 1000, "ms")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else number(value)

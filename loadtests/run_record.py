@@ -1,0 +1,248 @@
+"""A finished run as one value: everything a report says or compares stands in here.
+
+Units are in the names; a share is a fraction (0.01 is 1 %) unless its name says percent. `None` means that it was not
+measured, never zero. `from_json(to_json(record)) == record`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from pydantic import TypeAdapter
+
+Verdict = Literal["PASS", "FAIL", "INVALID"]
+CriterionVerdict = Literal["PASS", "FAIL", "NOT MEASURED"]
+CheckVerdict = Literal["OK", "BREACH", "NOT CHECKED"]
+
+# What a second of the run is described by; a run that could not read one of them leaves its column out.
+SERIES = {
+    "users": "simulated users running",
+    "orders_per_second": "orders acknowledged, by the second their answer came",
+    "p50_ms": "of the orders acknowledged in this second; so are p95 and p99",
+    "p95_ms": "",
+    "p99_ms": "",
+    "errors_per_second": "refused and unknown, of any type",
+    "cpu_percent": "of one core: the busiest service process",
+    "rss_bytes": "the largest service process",
+    "pool_in_use": "connections lent, in the process with the fullest pool",
+    "pool_max": "the most that pool may open",
+    "batch_size": "mean orders per commit in this second",
+    "queue_depth": "orders waiting for their batch, all processes",
+    "breaker_state": "0 closed, 1 half-open, 2 open; the worst",
+    "in_flight": "requests admitted and not yet answered, all processes",
+    "loop_lag_ms": "how late the service's event loop woke a timer, the worst recent one",
+    "generator_cpu_percent": "of one core: the busiest generator process",
+    "generator_lag_ms": "how late the generator's own loop woke a timer, the worst in this second",
+}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A distribution of latencies from a histogram of three significant digits (HdrHistogram).
+
+    Every figure but `count` is None where there were no samples.
+    """
+
+    count: int
+    mean_ms: float | None = None
+    min_ms: float | None = None
+    p50_ms: float | None = None
+    p75_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    p999_ms: float | None = None
+    max_ms: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()  # (percentile 0..100, ms), ascending, for a percentile plot
+    hdr: str = ""  # HdrHistogram V2, base64; of microseconds
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Orders by what their clients were told."""
+
+    sent: int = 0  # acknowledged + refused + unknown
+    acknowledged: int = 0
+    refused: int = 0
+    unknown: int = 0  # timeout, reset, cut off at the end
+    server_errors: int = 0  # answers of 5xx
+    client_errors: int = 0  # answers of 4xx
+    transport_errors: int = 0  # unknown, and not because the run ended
+    by_type: Mapping[str, int] = field(default_factory=dict)  # refused and unknown, by error type
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What clients were told, held as sets of ids against what is stored; the warm-up is in here."""
+
+    counts: Counts
+    source: Literal["database", "api"] | None = None  # what was asked; None: it could not be
+    stored: int | None = None  # orders of this run
+    unknown_stored: int | None = None  # stored, and their clients do not know it: allowed
+    lost: tuple[str, ...] = ()  # ids acknowledged and not stored
+    unexpected: tuple[str, ...] = ()  # ids stored that no acknowledged or unknown request explains
+    doubled: tuple[str, ...] = ()  # keys stored more than once, ids given to more than one request
+    success_rise: float | None = None  # of orders_total{status="success"}, all replicas
+    stock_not_conserved: tuple[str, ...] | None = None  # products; None: not asked
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One service process over the measured time."""
+
+    url: str
+    cpu_percent: float | None = (
+        None  # of one core: highest over a minute, or over the run where that is shorter
+    )
+    cpu_percent_mean: float | None = None
+    rss_max_bytes: float | None = None
+    memory_limit_bytes: float | None = None
+    pool_in_use_max: float | None = None
+    pool_max: float | None = None
+    restarted: bool = False  # a counter fell
+
+
+@dataclass(frozen=True)
+class Server:
+    """The service's own figures, as differences over the measured time."""
+
+    source: Literal["metrics", "prometheus"] | None = None
+    replicas: tuple[Replica, ...] = ()
+    orders_total: Mapping[str, float] = field(default_factory=dict)  # "status" or "status/error_type" -> rise
+    processing_mean_ms: float | None = None  # order_processing_seconds
+    processing_p95_ms: float | None = None  # interpolated in its buckets, as histogram_quantile does
+    processing_p99_ms: float | None = None
+    stage_mean_ms: Mapping[str, float] = field(default_factory=dict)  # order_stage_seconds
+    batch_size_mean: float | None = None
+    connections_opened: float | None = None
+    breaker_transitions: Mapping[str, float] = field(default_factory=dict)  # by the state entered
+    retries: float | None = None
+    shed: float | None = None
+    cpu_us_per_order: float | None = None  # all service processes, per acknowledged order
+    critical_alerts: tuple[str, ...] | None = None  # that fired in the run; None: nobody was asked
+    warning_alerts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Generator:
+    """How the generator itself did; its figures decide whether the run means anything."""
+
+    processes: int
+    cpu_percent: float | None = None  # of one core, mean of the busiest process
+    lag_p95_ms: float | None = None
+    lag_max_ms: float | None = None
+    little_users: float | None = None  # rate x (latency + wait); closed model
+    achieved_share: float | None = None  # achieved / offered; open model
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One acceptance criterion and what became of it."""
+
+    name: str
+    title: str
+    verdict: CriterionVerdict
+    value: float | None
+    limit: float
+    comparison: Literal["<", "<=", ">="]
+    unit: str
+    samples: int | None  # what the value rests on, where that is a number of orders
+    definition: str
+    source: str  # where the value comes from
+    reason: str = ""  # why it failed or was not measured
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition without which the figures mean nothing."""
+
+    name: str
+    verdict: CheckVerdict
+    reason: str
+    ids: tuple[str, ...] = ()  # of orders (or keys, or products) it is about
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What it takes to run it again."""
+
+    command: str
+    commit: str
+    versions: Mapping[str, str]
+    machine: Mapping[str, str | int | float | None]
+    database: Mapping[str, str]  # settings; empty: no DSN to ask
+    dataset: Mapping[str, str | int | None]
+    service_settings: Mapping[str, str] = field(
+        default_factory=dict
+    )  # those that differ from the shipped ones
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Seconds of one fixed piece of work on this machine, before and after: a change is the machine's, not ours."""
+
+    before_seconds: float | None = None
+    after_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of one profile."""
+
+    profile: str
+    run_id: str
+    model: Literal["closed", "open"]
+    target: str  # URL
+    started_at: str  # ISO 8601, UTC; of the first request
+    measured_from: str  # the warm-up ends here
+    measured_until: str
+    duration_seconds: float  # measured
+    planned_seconds: float
+    warm_up_seconds: float
+    users: int
+    spawn_rate: float
+    wait_seconds: tuple[float, float]  # least and most between two orders of a user; closed model
+    offered_per_second: float | None  # open model
+    orders_per_second: float  # acknowledged
+    complete: bool  # False: ended by Ctrl-C
+    strict: bool
+    verdict: Verdict
+    reasons: tuple[str, ...]  # one sentence each, the gravest first; empty: PASS without remarks
+    counts: Counts  # of the measured time
+    acknowledged: Latency  # of the measured time, as all below
+    refused: Latency
+    unknown: Latency
+    seconds: tuple[float, ...]  # of every row of the series: since measured_from; negative: warm-up
+    series: Mapping[str, tuple[float | None, ...]]  # by the names in SERIES
+    errors: Mapping[str, tuple[int, ...]]  # per second, by error type
+    server: Server
+    generator: Generator
+    ledger: Ledger
+    criteria: tuple[Criterion, ...]
+    checks: tuple[Check, ...]
+    environment: Environment
+    calibration: Calibration = Calibration()
+    version: int = 1  # of this model
+
+    @property
+    def exit_code(self) -> int:
+        """0 PASS, 1 FAIL, 3 INVALID, 130 ended by Ctrl-C."""
+        if not self.complete:
+            return 130
+        return {"PASS": 0, "FAIL": 1, "INVALID": 3}[self.verdict]
+
+    def to_json(self) -> bytes:
+        """The record as a JSON document."""
+        return _ADAPTER.dump_json(self, indent=1)
+
+    @classmethod
+    def from_json(cls, document: bytes | str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            pydantic.ValidationError: it is not of this form.
+        """
+        return _ADAPTER.validate_json(document)  # type: ignore[return-value]
+
+
+_ADAPTER = TypeAdapter(RunRecord)

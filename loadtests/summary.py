@@ -1,0 +1,42 @@
+"""A run in plain text: the criteria, the verdict, and why."""
+
+from pathlib import Path
+
+from loadtests.run_record import RunRecord
+
+
+def summarise(record: RunRecord, directory: Path) -> str:
+    """The lines that end a run."""
+    counts, latency = record.counts, record.acknowledged
+    rows = [
+        (
+            criterion.title,
+            "-" if criterion.value is None else f"{criterion.value:,.4g} {criterion.unit}".strip(),
+            f"{criterion.comparison} {criterion.limit:g} {criterion.unit}".strip(),
+            criterion.verdict,
+        )
+        for criterion in record.criteria
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    incomplete = "" if record.complete else " (INCOMPLETE)"
+    lines = [
+        f"{record.profile}: {counts.sent} orders in {record.duration_seconds:.0f} s, {record.orders_per_second:.1f}/s",
+        f"{counts.acknowledged} acknowledged, {counts.refused} refused, {counts.unknown} unknown",
+    ]
+    if latency.count:
+        lines.append(
+            f"latency: p50 {latency.p50_ms:.1f} ms, p95 {latency.p95_ms:.1f}, p99 {latency.p99_ms:.1f}, "
+            f"max {latency.max_ms:.1f}"
+        )
+    lines += [
+        "",
+        *(
+            f"  {title:<{widths[0]}}  {value:>{widths[1]}}  {limit:<{widths[2]}}  {verdict}"
+            for title, value, limit, verdict in rows
+        ),
+        "",
+        f"VERDICT: {record.verdict}{incomplete}",
+        *(f"  - {reason}" for reason in record.reasons),
+        f"report: {directory}",
+    ]
+    return "\n".join(lines) + "\n"

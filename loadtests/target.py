@@ -1,0 +1,85 @@
+"""What is tested: a deployment that runs already, or a service of our own on a fresh embedded Postgres."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests import processes
+
+_DEFAULT_MEMORY_BYTES = 2 * 2**30  # the plan's limit of a container
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where orders go, and what can be asked about it."""
+
+    url: str
+    metrics_urls: Sequence[str]  # a `/metrics` page for every replica
+    dsn: str | None  # of its database
+    pids: Sequence[int] = ()  # of service processes on this machine
+    postgres_log: Path | None = None
+
+    @property
+    def memory_limit_bytes(self) -> float:
+        """Of one service process: its cgroup's limit where it is ours and has one, else the plan's 2 GiB."""
+        limits = [limit for pid in self.pids if (limit := cgroup_memory_limit_bytes(pid)) is not None]
+        return float(min(limits, default=_DEFAULT_MEMORY_BYTES))
+
+    @property
+    def trouble(self) -> str:
+        """What the Postgres we started complained about; it restarts itself, which would go unnoticed."""
+        return self.postgres_log.read_text(errors="replace").strip() if self.postgres_log else ""
+
+
+def deployment(url: str, metrics_urls: Sequence[str], dsn: str | None) -> Target:
+    """A target that runs already; without *metrics_urls* its own page is the only replica's."""
+    url = url.rstrip("/")
+    pages = [page if page.endswith("/metrics") else f"{page.rstrip('/')}/metrics" for page in metrics_urls]
+    return Target(url, pages or [f"{url}/metrics"], dsn)
+
+
+@contextlib.contextmanager
+def own_service(
+    folder: Path, *, command: Sequence[str] = processes.SERVICE, settings: Mapping[str, str] | None = None
+) -> Iterator[Target]:
+    """The service with its shipped settings on a Postgres of its own in *folder*; both end with the block.
+
+    Raises:
+        RuntimeError: one of them does not start; the message says why.
+    """
+    log_path = folder / "postgres.log"
+    start_postgres = [processes.SERVICE[0], "-m", "app.embedded_postgres", str(folder / "postgres")]
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(log_path.open("wb"))
+        postgres = stack.enter_context(processes.child(start_postgres, stdout=subprocess.PIPE, stderr=log))
+        dsn = postgres.stdout.readline().decode().strip() if postgres.stdout else ""
+        if not dsn:
+            raise RuntimeError(f"the embedded Postgres did not start: {processes.tail(log_path)}")
+        service = stack.enter_context(processes.service(dsn, folder, command=command, settings=settings))
+        yield Target(service.url, [f"{service.url}/metrics"], dsn, [service.process.pid], log_path)
+
+
+def cgroup_memory_limit_bytes(pid: int) -> int | None:
+    """The memory limit that applies to *pid*; None: there is none, or no cgroups (Linux, v2 and v1)."""
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container the path may be that of the host: its own group is then mounted at the root.
+        for folder in (root / path.lstrip("/"), root):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((folder / name).read_text())
+                if limit < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+                    return limit
+    return None

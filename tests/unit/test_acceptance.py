@@ -1,0 +1,79 @@
+"""The acceptance file holds the plan's numbers, and a file that cannot be used says where."""
+
+from pathlib import Path
+
+import pytest
+
+from loadtests import acceptance
+from loadtests.acceptance import AcceptanceError
+from loadtests.criteria import measure
+from loadtests.run_record import Counts, Latency, Ledger, Server
+
+# Sections 1 and 3 of the performance test plan.
+PLAN = {
+    "throughput": (">=", {"normal": 10, "peak": 50, "stress": 100}),
+    "latency_p95": ("<", 500),
+    "latency_p99": ("<", 1000),
+    "latency_mean": ("<", 200),
+    "error_rate": ("<", 1),
+    "critical_errors": ("<=", 0),
+    "critical_alerts": ("<=", 0),
+    "warning_alerts": ("<=", 5),
+    "cpu": ("<", 70),
+    "memory": ("<", 80),
+    "pool": ("<", 75),
+}
+
+
+def test_the_plans_numbers() -> None:
+    """Every criterion of the plan is there, with its limit and its comparison, and no other."""
+    criteria = acceptance.load().criteria
+    assert {c.name: (c.comparison, c.limit) for c in criteria} == PLAN
+
+
+def test_every_criterion_says_what_it_is_and_where_it_comes_from() -> None:
+    assert all(c.definition and c.source.startswith("plan, section") for c in acceptance.load().criteria)
+
+
+def test_every_criterion_is_measured() -> None:
+    """A criterion whose name nothing measures could never fail."""
+    measured = measure(Counts(), Latency(0), Ledger(Counts()), Server(), 0.0)
+    assert set(measured) == set(PLAN)
+
+
+def test_a_percentile_needs_samples() -> None:
+    samples = {c.name: c.samples for c in acceptance.load().criteria}
+    assert (samples["latency_p95"], samples["latency_p99"]) == (200, 1000)
+
+
+def test_a_profile_without_a_limit_is_not_judged_by_it() -> None:
+    throughput = acceptance.load().criteria[0]
+    assert throughput.limit_for("stress") == 100
+    assert throughput.limit_for("mixed") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("criteria = [", "Invalid", id="not-toml"),
+        pytest.param("[validity]", "criteria", id="nothing-to-judge"),
+        pytest.param('[[criteria]]\nname = "cpu"', "criteria.0.title", id="half-a-criterion"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "acceptance.toml"
+    path.write_text(text)
+    with pytest.raises(AcceptanceError, match=said):
+        acceptance.load(path)
+
+
+def test_a_criterion_named_twice(tmp_path: Path) -> None:
+    path = tmp_path / "acceptance.toml"
+    path.write_text(acceptance.PATH.read_text().replace('"memory"', '"cpu"'))
+    with pytest.raises(AcceptanceError, match="named twice: cpu"):
+        acceptance.load(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(AcceptanceError, match="No such file"):
+        acceptance.load(tmp_path / "acceptance.toml")

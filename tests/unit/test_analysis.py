@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from loadtests.analysis import RunData, analyze_results, read_test_data
+from tests.run_records import START, outage, record_of, samples, store
+
+
+def test_figures_have_the_plans_names_and_units() -> None:
+    """Milliseconds in and out, the error rate is a fraction, the throughput is orders per second."""
+    data: RunData = {
+        "response_times": [100.0, 300.0],
+        "errors": [False, False, True, False],
+        "requests": {"acknowledged": 120, "seconds": 60.0},
+    }
+    assert analyze_results(data) == {"avg_response_time": 200.0, "error_rate": 0.25, "throughput": 2.0}
+
+
+def test_nothing_is_not_zero() -> None:
+    """Of no orders there is no average and no error rate: a run that did nothing was not free of errors."""
+    data: RunData = {"response_times": [], "errors": [], "requests": {"acknowledged": 0, "seconds": 0.0}}
+    assert analyze_results(data) == {"avg_response_time": None, "error_rate": None, "throughput": None}
+
+
+def test_all_failed_is_an_error_rate_of_one() -> None:
+    data: RunData = {"response_times": [], "errors": [True], "requests": {"acknowledged": 0, "seconds": 2.0}}
+    assert analyze_results(data) == {"avg_response_time": None, "error_rate": 1.0, "throughput": 0.0}
+
+
+def test_raw_samples_give_what_the_record_says(tmp_path: Path) -> None:
+    """The warm-up, what began after the end, and cancellations stay out; refused orders have no response time."""
+    made = samples(trouble=outage)
+    cancelled = made[700]._replace(operation="cancel", status=500)
+    record = record_of(made)
+    metrics = analyze_results(read_test_data(record, store(tmp_path / "peak-1", record, [*made, cancelled])))
+    assert metrics["avg_response_time"] == pytest.approx(record.acknowledged.mean_ms, rel=1e-4)
+    failed = record.counts.server_errors + record.counts.transport_errors
+    assert metrics["error_rate"] == failed / record.counts.sent > 0
+    assert metrics["throughput"] == record.orders_per_second
+
+
+def test_client_errors_and_cut_off_requests_are_not_failures_of_the_service(tmp_path: Path) -> None:
+    """The error rate counts 5xx and missing answers; not 4xx, nor what the end of the run cut off."""
+    plain = samples(seconds=1, rate=4)
+    inside = next(i for i, sample in enumerate(plain) if sample.started_at >= START)
+    outcomes = [
+        ("refused", 409, "out_of_stock"),
+        ("unknown", 0, "cut_off"),
+        ("unknown", 0, "reset"),
+        ("refused", 503, ""),
+    ]
+    for i, (outcome, status, error_type) in enumerate(outcomes, inside):
+        plain[i] = plain[i]._replace(outcome=outcome, status=status, error_type=error_type)
+    record = record_of(plain, seconds=1)
+    data = read_test_data(record, store(tmp_path / "peak-1", record, plain))
+    assert data["errors"] == [False, False, True, True]
