@@ -140,7 +140,7 @@ def compare(
         method = "rank test"
         explanation = (
             f"{len(first)} runs against {len(second)}: exact Mann-Whitney test at 5 %, corrected for {len(METRICS)} "
-            "metrics (Holm); 95 % interval of the ratio (Hodges-Lehmann)"
+            "metrics (Holm); the change is the middle of all pairs' ratios, with its 95 % interval (Hodges-Lehmann)"
         )
     elif floor:
         method = "noise floor"

@@ -463,4 +463,4 @@ def _new_directory(results: Path, profile: str) -> Path:
 
 
 def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
