@@ -158,8 +158,7 @@ class _Server:
     async def finish(self, grace_seconds: float) -> bool:
         """Accept nothing more and answer what was read; False if that took more than *grace_seconds*."""
         await asyncio.sleep(_POLL_SECONDS)  # accept and read what the kernel already holds
-        for listener in self._listeners:
-            listener.close()
+        await self._close_port()
         self.connections.end(self.open)
         try:
             async with asyncio.timeout(grace_seconds):
@@ -173,6 +172,21 @@ class _Server:
             await asyncio.sleep(_POLL_SECONDS)
             return False
         return True
+
+    async def _close_port(self) -> None:
+        """Accept nothing more, but take who connected since the loop last looked: the kernel would reset them."""
+        listening = [listener.dup() for listener in self._sockets]
+        for listener in self._listeners:
+            listener.close()
+        late: list[socket.socket] = []
+        for port in listening:
+            port.settimeout(0)
+            with port, contextlib.suppress(BlockingIOError):
+                while True:
+                    late.append(port.accept()[0])
+        for connection in late:
+            connection.settimeout(0)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     async def _tick(self) -> None:
         while True:

@@ -23,6 +23,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from app import server as server_module
 from app.protocol import Limits
 from app.server import PortTakenError, serve
 from app.settings import SettingsError
@@ -34,6 +35,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 # Reports what happens to it, one line each. /readyz is 503 once it drains; /held answers once `release` exists.
 PROGRAM = """
 import asyncio, json, os, pathlib, sys
+from app import server as server_module
 from app.protocol import Limits
 from app.server import run, serve
 
@@ -401,6 +403,23 @@ async def test_nothing_listens_before_the_start_is_complete() -> None:
     signal.raise_signal(signal.SIGTERM)
     assert await serving == 0
     writer.close()
+
+
+async def test_who_connected_just_before_the_end_is_answered() -> None:
+    """A connection that the kernel took after the event loop last looked is served, not reset."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    with server_module._listening_sockets("127.0.0.1", 0) as sockets:
+        server = server_module._Server(app, sockets, Limits(), {})
+        async with server:
+            with socket.create_connection(sockets[0].getsockname(), timeout=10) as client:
+                client.sendall(REQUEST)
+                await server._close_port()  # no turn of the event loop since it connected
+                server.connections.end(server.open)
+                assert (await asyncio.to_thread(client.recv, 65536)).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_taken_port_is_found_before_the_start() -> None:
