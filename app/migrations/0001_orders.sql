@@ -44,8 +44,9 @@ SELECT o.principal, o.id AS order_id, l.position, l.line ->> 0 AS product_id,
 -- out_of_stock | undecided (stock for this order alone, but not for all that came before it, too: ask again). The
 -- columns after it are the order that holds the key, where it is replayed.
 --
--- A function, because the server's connection then keeps its plans (behind PgBouncer, too): planning was four fifths
--- of a lone order's cost. Each of its statements has a fresh snapshot, so the last one sees the winner of a race for a
+-- A function, because the server's connection then keeps its plans (behind PgBouncer, too), and they are made for large
+-- tables: sent as text, the same statements cost Postgres six times as much for a lone order (1.5 ms against 0.24).
+-- Each of its statements has a fresh snapshot, so the last one sees the winner of a race for a
 -- key. Locks are taken in one order in every transaction: products by id, then orders by key.
 CREATE FUNCTION store_orders_v1(orders json, product_ids text[], quantities bigint[])
 RETURNS TABLE (n int, verdict text, id uuid, currency text, total_cents bigint, lines jsonb, created_at timestamptz)
