@@ -8,11 +8,12 @@ from prometheus_client import (
     GC_COLLECTOR,
     PLATFORM_COLLECTOR,
     REGISTRY,
-    Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
 )
+from prometheus_client import Counter as LockedCounter
+
+from app.light_metrics import Counter, Histogram
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the _created series nearly double a scrape and nobody reads them
 REGISTRY.unregister(GC_COLLECTOR)
@@ -151,7 +152,7 @@ DB_POOL_WAIT_SECONDS = Histogram(
 # --- the process ---------------------------------------------------------------------------------------------
 # Read by: EventLoopLag; dashboard "Resilience and saturation".
 EVENT_LOOP_LAG_SECONDS = Gauge("event_loop_lag_seconds", "How late the event loop last woke a timer.")
-LOG_LINES_DROPPED = Counter(
+LOG_LINES_DROPPED = LockedCounter(  # the writer's thread counts, too
     "log_lines_dropped_total", "Log lines dropped because the sink could not keep up."
 )
 BUILD_INFO = Gauge(

@@ -3,14 +3,13 @@
 import os
 import re
 import time
-from typing import Any
 
 import orjson
 import structlog
-from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError
+from app.light_metrics import Counter, Histogram
 from app.metrics import HTTP_REQUEST_SECONDS, HTTP_REQUESTS
 from app.problems import problem_headers
 
@@ -25,7 +24,7 @@ class Observed:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._requests: dict[tuple[str, str, int], Counter] = {}
-        self._seconds: dict[str, Any] = {}
+        self._seconds: dict[str, Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
