@@ -11,22 +11,26 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import orjson
+from starlette.types import Scope
 from typing_extensions import override
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.errors import InternalError, RequestTimeout, ServiceError, Validation
+from app.exchange import Exchange
 from app.metrics import HTTP_REQUESTS
 
 _AGE_JITTER = 0.2  # connections that were opened together do not all come back together
 _LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
 _FIRST_REQUEST_SECONDS = 1.0  # at the end, for a connection that was accepted and has not asked yet
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 # What the connection is reading.
 _NOTHING, _HEAD, _BODY, _DISCARDING = range(4)
@@ -122,7 +126,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         shared = self._shared
-        self.answers = _JoinedAnswers(transport)
         self._since = self._flushed_at = shared.sweeps
         age = shared.limits.max_age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
         self._retires_at = shared.sweeps + shared.sweeps_of(age)
@@ -163,7 +166,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._reading = _HEAD
         self._head_bytes = 0
         if self.cycle is not None:
@@ -175,23 +180,41 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._head_limit
         ):
             raise _HeadTooLarge
-        super().on_headers_complete()
-        self.cycle.transport = self.answers  # type: ignore[assignment]
+        previous = self.cycle
+        self.cycle = exchange = Exchange(  # type: ignore[assignment]
+            self,
+            self._scope(),
+            wants_continue=self.expect_100_continue,
+            keep_alive=self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0",
+        )
         self.headers = []  # trailers would be added to those the application reads
         self._reading = _BODY
         self._head_bytes = 0
         self._since = self._shared.sweeps
-        if self._retiring and not self.pipeline:
-            self.cycle.keep_alive = False
+        if previous is None or previous.response_complete:
+            if self._retiring:
+                exchange.keep_alive = False
+            self._start_asgi_task(exchange, self.app)  # type: ignore[arg-type]
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
 
     @override
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
-        super().on_body(body)
+        exchange = self.cycle
+        if not exchange.response_complete:
+            exchange.body += body
+            if len(exchange.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            exchange.message_event.set()
 
     @override
     def on_message_complete(self) -> None:
-        super().on_message_complete()
+        exchange = self.cycle
+        if not exchange.response_complete:
+            exchange.more_body = False
+            exchange.message_event.set()
         self._reading = _NOTHING
         self._since = self._shared.sweeps
 
@@ -199,7 +222,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
-        self.answers.complete()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -209,9 +231,31 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 cycle.keep_alive = False
             self._start_asgi_task(cycle, app)
         elif self._refusal is not None:
-            self._answer(self._refusal)
+            self.answer(self._refusal)
         elif self._reading == _NOTHING:
             self._since = self._shared.sweeps
+
+    def close_after_answer(self) -> None:
+        """Close, gently where the request's body is still arriving; a refusal that lingers does so by itself."""
+        if self._reading == _BODY and not self.pipeline:
+            self._linger()
+        elif self._reading != _DISCARDING or self._refusal is not None:
+            self.transport.close()
+
+    def answer(self, refusal: ServiceError) -> None:
+        """Answer the request being read, and close."""
+        body = orjson.dumps(refusal.problem())
+        content = [STATUS_LINE[refusal.http_status]]
+        for name, value in self.server_state.default_headers:
+            content += [name, b": ", value, b"\r\n"]
+        content += [
+            b"content-type: application/problem+json\r\nconnection: close\r\n",
+            b"content-length: %d\r\n\r\n" % len(body),
+            body,
+        ]
+        self.transport.write(b"".join(content))
+        HTTP_REQUESTS.labels("other", "unmatched", str(refusal.http_status)).inc()
+        self._linger()
 
     # What the server calls
 
@@ -245,7 +289,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             and not self.transport.is_closing()
         ):
             self._drop_cycle()
-            self._answer(InternalError("the service stopped before it had an answer", outcome="unknown"))
+            self.answer(InternalError("the service stopped before it had an answer", outcome="unknown"))
             self.transport.close()
         else:
             self.transport.abort()
@@ -260,8 +304,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += self._chunk_bytes if self._head_bytes else 1
         if self._head_bytes > self._head_limit:
             self._refuse_head()
-        elif self._reading == _BODY and not isinstance(self.cycle.transport, _UnreadBodyTransport):
-            self.cycle.transport = _UnreadBodyTransport(self)  # type: ignore[assignment]
 
     def _check_reading(self, sweeps: int) -> None:
         """Act on having read the same part for so many *sweeps*."""
@@ -297,34 +339,44 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 return
             else:
                 self._drop_cycle()
-                self._answer(refusal)
+                self.answer(refusal)
                 return
         self._reading = _DISCARDING
         if self._answering():
             self._refusal = refusal
         else:
-            self._answer(refusal)
+            self.answer(refusal)
 
     def _drop_cycle(self) -> None:
         """Tell the application that its client is gone; what it still sends is thrown away."""
         self.cycle.disconnected = True
         self.cycle.message_event.set()
 
-    def _answer(self, refusal: ServiceError) -> None:
-        body = orjson.dumps(refusal.problem())
-        content = [STATUS_LINE[refusal.http_status]]
-        for name, value in self.server_state.default_headers:
-            content += [name, b": ", value, b"\r\n"]
-        content += [
-            b"content-type: application/problem+json\r\nconnection: close\r\n",
-            b"content-length: %d\r\n\r\n" % len(body),
-            body,
-        ]
-        self.transport.write(b"".join(content))
-        HTTP_REQUESTS.labels("other", "unmatched", str(refusal.http_status)).inc()
-        self.linger()
+    def _scope(self) -> Scope:
+        """What the application is told of the request whose head was read."""
+        url = self.url
+        if url.startswith(b"/") and b"#" not in url:
+            path, _, query = url.partition(b"?")
+        else:  # a proxy's absolute form, a fragment that no client should send
+            parsed = httptools.parse_url(url)
+            path, query = parsed.path or b"/", parsed.query or b""
+        return {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": self.parser.get_http_version(),
+            "server": self.server,
+            "client": self.client,
+            "scheme": "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
 
-    def linger(self) -> None:
+    def _linger(self) -> None:
         """End our side, and read on until the client has ended its own.
 
         Closing a socket that holds unread bytes resets the connection, and the reset can overtake the answer
@@ -335,58 +387,3 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._since = self._shared.sweeps
         self.flow.resume_reading()
         self.transport.write_eof()
-
-    def close_after_answer(self) -> None:
-        """Close, gently where the request's body is still arriving."""
-        self.answers.complete()
-        if self._reading == _BODY:
-            self.linger()
-        elif self._reading != _DISCARDING:
-            self.transport.close()
-
-
-class _JoinedAnswers:
-    """What answers see of the transport: a head goes out with the first bytes of its body.
-
-    uvicorn writes them one after the other, and uvloop sends each at once: one system call more for both sides.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head: bytes | None = None  # held back
-        self._in_body = False
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Send *data*, or hold it back where it is a head."""
-        if self._in_body:
-            self._transport.write(data)
-        elif self._head is not None:
-            self._transport.write(self._head + data)
-            self._head = None
-            self._in_body = True
-        elif data == _CONTINUE:
-            self._transport.write(data)
-        else:
-            self._head = data
-
-    def complete(self) -> None:
-        """The answer is complete; one without a body is sent now."""
-        if self._head is not None:
-            self._transport.write(self._head)
-            self._head = None
-        self._in_body = False
-
-    def close(self) -> None:
-        """Send what is held back, and close."""
-        self.complete()
-        self._transport.close()
-
-
-class _UnreadBodyTransport:
-    """What an answer sees of the transport while its request's body is still arriving."""
-
-    def __init__(self, protocol: LimitedHttpProtocol) -> None:
-        self.write = protocol.answers.write
-        self.is_closing = protocol.transport.is_closing
-        self.close = protocol.close_after_answer
