@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 OrderStatus = Literal["pending", "confirmed", "declined", "cancelled"]
@@ -37,8 +36,7 @@ class Product(NamedTuple):
 Line = tuple[str, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """A stored order. Money is integer cents; `created_at` is ISO 8601 in UTC with microseconds."""
 
     id: str
@@ -85,9 +83,3 @@ def new_order_id(now_ns: int | None = None) -> str:
     digits = f"{milliseconds & 0xFFFFFFFFFFFF:012x}{os.urandom(10).hex()}"
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
-
-
-def timestamp(moment: datetime | None = None) -> str:
-    """*moment* (default: now) as the service writes time: `2026-11-22T10:00:00.123456Z`."""
-    moment = datetime.now(UTC) if moment is None else moment.astimezone(UTC)
-    return moment.isoformat(timespec="microseconds")[:-6] + "Z"  # six times as fast as strftime

@@ -4,7 +4,7 @@ A line is made where it is logged, because its values may change later, and appe
 thread writes the queue out. A reader that falls behind costs lines, which `log_lines_dropped_total` counts, never a
 request. structlog's loggers and those of the standard library share the queue and the shape:
 
-    {"timestamp": "2026-01-31T12:00:00.123Z", "level": "info", "event": "request", "logger": "app.access", ...}
+    {"timestamp": "2026-01-31T12:00:00.123456Z", "level": "info", "event": "request", "logger": "app.access", ...}
 """
 
 import atexit
@@ -13,11 +13,10 @@ import os
 import select
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ import orjson
 import structlog
 
 from app.metrics import LOG_LINES_DROPPED
+from app.timestamp import timestamp
 
 MAX_QUEUED_LINES = 10_000
 _LINES_PER_WRITE = 1_000
@@ -32,10 +32,6 @@ _WRITE_INTERVAL_SECONDS = 0.05  # the writer takes the GIL from the event loop o
 _FLUSH_TIMEOUT_SECONDS = 1.0
 # Started without a stdout, Python has none either, and descriptor 1 is whatever was opened next: a socket, perhaps.
 _STDOUT = 1 if sys.__stdout__ is not None else -1
-_MILLISECONDS = tuple(
-    f".{number:03d}Z" for number in range(1000)
-)  # formatting each costs 0.2 us of a line's 3.7
-
 Renderer = Callable[[str, str, object, dict[str, Any]], bytes]
 """Level, name of the logger, event and fields of a line to the bytes of the line."""
 
@@ -134,7 +130,7 @@ def render_json(level: str, logger: str, event: object, fields: dict[str, Any]) 
     A value that JSON does not know appears as its `repr`. `exc_info` becomes `exception`, an object with the
     attributes OpenTelemetry defines: `type`, `message` and `stacktrace`.
     """
-    line = {"timestamp": _timestamp(), "level": level, "event": event, "logger": logger, **fields}
+    line = {"timestamp": timestamp(), "level": level, "event": event, "logger": logger, **fields}
     if "exc_info" in fields and (exception := _exception(line.pop("exc_info"))):
         details = traceback.TracebackException.from_exception(exception)
         kind = type(exception)
@@ -155,7 +151,7 @@ def console_renderer(*, colors: bool) -> Renderer:
     render_text = structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False)
 
     def render(level: str, logger: str, event: object, fields: dict[str, Any]) -> bytes:
-        line = {"timestamp": _timestamp(), "level": level, "event": event, "logger": logger, **fields}
+        line = {"timestamp": timestamp(), "level": level, "event": event, "logger": logger, **fields}
         if exception := _exception(line.pop("exc_info", None)):
             line["exception"] = "".join(traceback.format_exception(exception)).rstrip()
         try:
@@ -207,17 +203,6 @@ class _StandardHandler(logging.Handler):
             fields["stack"] = record.stack_info
         fields["exc_info"] = record.exc_info
         _Output(self._render, record.name).write(record.levelname.lower(), event, fields)
-
-
-def _timestamp() -> str:
-    """Now, in UTC, as ISO 8601 with milliseconds."""
-    seconds, milliseconds = divmod(int(time.time() * 1000), 1000)
-    return f"{_whole_second(seconds)}{_MILLISECONDS[milliseconds]}"
-
-
-@lru_cache(maxsize=2)
-def _whole_second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _exception(exc_info: object) -> BaseException | None:

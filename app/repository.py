@@ -1,13 +1,12 @@
 """The database in the service's words: one function per query, the SQL beside it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from app.db import Database
-from app.domain import Order, PendingOrder, PlacedOrder, Product, statuses_that_may_become, timestamp
+from app.domain import Order, PendingOrder, PlacedOrder, Product, statuses_that_may_become
 from app.errors import (
     IdempotencyMismatch,
     InternalError,
@@ -15,6 +14,7 @@ from app.errors import (
     ServiceError,
     UnknownProduct,
 )
+from app.timestamp import timestamp
 
 STORE_ORDERS = """
     SELECT n, verdict, id, currency, total_cents, lines, created_at
@@ -90,8 +90,7 @@ async def store_orders(
         elif verdict == "replayed":
             original, currency, total_cents, lines, created_at = first
             results[n] = PlacedOrder(
-                replace(
-                    pending.order,
+                pending.order._replace(
                     id=str(original),
                     currency=currency,
                     total_cents=total_cents,

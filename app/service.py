@@ -15,7 +15,7 @@ from app import repository
 from app.batching import MicroBatcher
 from app.cache import AsyncCache, Cached
 from app.db import Database
-from app.domain import Line, Order, OrderStatus, PendingOrder, PlacedOrder, Product, new_order_id, timestamp
+from app.domain import Line, Order, OrderStatus, PendingOrder, PlacedOrder, Product, new_order_id
 from app.errors import (
     CircuitOpen,
     DeadlineExceeded,
@@ -29,6 +29,7 @@ from app.errors import (
 from app.metrics import ORDER_BATCH_SIZE
 from app.resilience import Guard
 from app.settlement import Settlement
+from app.timestamp import timestamp
 
 _LEAST_SHARE_OF_DEADLINE = 0.05
 _R = TypeVar("_R")

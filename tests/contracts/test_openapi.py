@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app import schemas
-from app.domain import Order, OrderStatus, PlacedOrder, new_order_id, timestamp
+from app.domain import Order, OrderStatus, PlacedOrder, new_order_id
 from app.errors import ServiceError
 from app.intake import _parse, _parse_batch
 from app.main import create_app
 from app.schemas import NEW_ORDER, NewBatch, NewBatchOrder, NewOrder
 from app.settings import Settings
+from app.timestamp import timestamp
 
 # Section 3.3 of the contract: every documented route, and the statuses that it may answer.
 ROUTES = {

@@ -2,10 +2,9 @@
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from typing import get_args
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +14,6 @@ from app.domain import (
     PendingOrder,
     new_order_id,
     statuses_that_may_become,
-    timestamp,
 )
 
 
@@ -54,20 +52,6 @@ def test_the_clock_is_the_default() -> None:
     before = datetime.now(UTC)
     milliseconds = uuid.UUID(new_order_id()).int >> 80
     assert int(before.timestamp() * 1000) <= milliseconds <= int(datetime.now(UTC).timestamp() * 1000)
-    assert datetime.fromisoformat(timestamp()) >= before
-
-
-@pytest.mark.parametrize(
-    ("moment", "text"),
-    [
-        (datetime(2026, 11, 22, 10, 0, 0, 123456, UTC), "2026-11-22T10:00:00.123456Z"),
-        (datetime(2026, 11, 22, 10, tzinfo=UTC), "2026-11-22T10:00:00.000000Z"),
-        (datetime(2026, 11, 22, 1, tzinfo=timezone(timedelta(hours=2))), "2026-11-21T23:00:00.000000Z"),
-    ],
-)
-def test_time_is_written_in_utc_with_microseconds(moment: datetime, text: str) -> None:
-    """Always with the same number of digits: text sorts as time does."""
-    assert timestamp(moment) == text
 
 
 def test_equal_orders_have_equal_fingerprints() -> None:

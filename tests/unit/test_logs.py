@@ -29,7 +29,7 @@ def report(**values):
     dropped = int(LOG_LINES_DROPPED._value.get())
     print(json.dumps({"dropped": dropped, **values}), file=sys.stderr, flush=True)
 """
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 def start(script: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -8,10 +8,11 @@ import orjson
 import pytest
 
 from app.db import Database, is_database_failure
-from app.domain import Order, PendingOrder, PlacedOrder, timestamp
+from app.domain import Order, PendingOrder, PlacedOrder
 from app.errors import ConnectionLost, DeadlineExceeded
 from app.resilience import CircuitBreaker, Guard, RetryBudget
 from app.service import OrderService
+from app.timestamp import timestamp
 
 
 class ScriptedDatabase:
