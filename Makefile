@@ -22,12 +22,8 @@ test: $(VENV)/.installed-dev ## the tests (under 5 minutes)
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(VENV)/.installed-dev ## the long proofs, and those that need Debian packages
-	@$(BIN)/python -m pytest -m slow --durations 10 $(ARGS)
-
-.PHONY: test-quiet
-test-quiet: $(VENV)/.installed-dev ## the proofs under real load, for a machine with nothing else to do
-	@$(BIN)/python -m pytest -m quiet --durations 10 $(ARGS)
+test-slow: $(VENV)/.installed-dev ## the long proofs, those under real load, and those that need Debian packages
+	@$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --durations 10 $(ARGS)
 
 .PHONY: loadtest-normal loadtest-peak loadtest-stress
 loadtest-normal: ## 100 users for 30 minutes, and a verdict; DURATION=2m USERS= HOST= STRICT=1 override

@@ -23,7 +23,6 @@ from app.main import create_app
 from app.settings import Settings
 
 _HELD_CONNECTIONS = 40  # of 50: four fifths of the pool
-_SPINNING_THREADS = 3  # a machine that does other work gives each only a part of a core
 _BALLAST_BYTES = 1_700 * 2**20  # of 2 GiB: more than four fifths
 
 
@@ -123,12 +122,11 @@ class HoldingThePool(FaultyService):
 
 
 class BurningCpu(FaultyService):
-    """Threads outside of the interpreter's lock keep the cores busy."""
+    """A thread outside of the interpreter's lock keeps a core busy."""
 
     def __init__(self, inner: FastAPI) -> None:
         super().__init__(inner)
-        for _ in range(_SPINNING_THREADS):
-            threading.Thread(target=self._spin, daemon=True).start()
+        threading.Thread(target=self._spin, daemon=True).start()
 
     def _spin(self) -> None:
         block = bytes(1 << 20)

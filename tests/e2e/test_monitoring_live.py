@@ -37,7 +37,7 @@ from tests.service_process import ServiceProcess
 from tests.traffic import Traffic, acknowledged
 
 pytestmark = [
-    pytest.mark.quiet,
+    pytest.mark.slow,
     pytest.mark.timeout(420),
     pytest.mark.skipif(
         not (shutil.which("prometheus") and shutil.which("prometheus-alertmanager")),

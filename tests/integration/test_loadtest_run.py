@@ -145,8 +145,8 @@ def test_an_honest_run(patient: Path, serve: Serve, capsys: pytest.CaptureFixtur
     ("fault", "check"),
     [
         ("stores_nothing", "acknowledged_stored"),
-        pytest.param("stores_twice", "stored_explained", marks=pytest.mark.quiet),
-        pytest.param("drops", "acknowledged_stored", marks=pytest.mark.quiet),
+        pytest.param("stores_twice", "stored_explained", marks=pytest.mark.slow),
+        pytest.param("drops", "acknowledged_stored", marks=pytest.mark.slow),
     ],
 )
 def test_a_lying_service(patient: Path, serve: Serve, fault: str, check: str) -> None:
@@ -162,7 +162,7 @@ def test_a_lying_service(patient: Path, serve: Serve, fault: str, check: str) ->
     assert any(order_id in reason for order_id in wrong for reason in ended.record.reasons)
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stores_nothing", "stores_twice", "drops"])
 def test_a_lying_service_without_its_database(patient: Path, serve: Serve, fault: str) -> None:
     """What is stored is asked through the API; the verdict is the same."""
@@ -233,7 +233,7 @@ def test_what_cannot_run(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("fault", "arguments", "failed"),
@@ -262,7 +262,7 @@ def test_each_criterion_over_its_limit(
     assert (ended.exit_code, ended.record.verdict) == (1, "FAIL")
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alerts", "failed"),
     [
@@ -290,7 +290,7 @@ def test_alerts(patient: Path, serve: Serve, alerts: Sequence[tuple[str, str]], 
     assert plans <= set(prometheus.requests)
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_refusals_that_are_the_clients_fault(patient: Path, serve: Serve) -> None:
     """More than 1 % of them: another catalogue, key or service than was meant, so no verdict."""
     service = serve("picky")
@@ -298,7 +298,7 @@ def test_refusals_that_are_the_clients_fault(patient: Path, serve: Serve) -> Non
     assert (ended.exit_code, ended.breached) == (3, {"client_errors"})
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_strict(patient: Path, serve: Serve) -> None:
     """What could not be measured fails, and says so."""
     service = serve()
@@ -307,7 +307,7 @@ def test_strict(patient: Path, serve: Serve) -> None:
     assert any("Critical alerts: NOT MEASURED" in reason for reason in ended.record.reasons)
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_a_run_without_requests(patient: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not a PASS: users that wait for longer than the run send nothing."""
     folder = _locustfile(patient.parent, "NormalLoadTest.wait_time = lambda self: 60")
@@ -317,7 +317,7 @@ def test_a_run_without_requests(patient: Path, serve: Serve, monkeypatch: pytest
     assert "requests" in ended.breached
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_a_saturated_generator(patient: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator that is busy with itself makes the run INVALID: it may be what was measured."""
     spin = "def spin():\n while True:\n  end = time.monotonic() + 0.3\n  while time.monotonic() < end: pass\n"
@@ -328,7 +328,7 @@ def test_a_saturated_generator(patient: Path, serve: Serve, monkeypatch: pytest.
     assert ended.breached & {"generator_cpu", "generator_lag"}
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_an_open_model_that_falls_behind(patient: Path, serve: Serve) -> None:
     """Fewer orders sent than were due: INVALID."""
     ended = drive(
@@ -338,7 +338,7 @@ def test_an_open_model_that_falls_behind(patient: Path, serve: Serve) -> None:
     assert "offered" in ended.breached
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_an_open_model_that_keeps_up(patient: Path, serve: Serve) -> None:
     """What was due was sent, and the ledger is clean."""
     service = serve()
@@ -350,7 +350,7 @@ def test_an_open_model_that_keeps_up(patient: Path, serve: Serve) -> None:
     assert ended.verdict_of("offered") == "OK"
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_worker_processes(patient: Path, serve: Serve) -> None:
     """Several generator processes give the same report: one ledger, one histogram."""
     service = serve()
@@ -362,7 +362,7 @@ def test_worker_processes(patient: Path, serve: Serve) -> None:
     assert {s.order_id for s in samples if s.outcome == "acknowledged"} == stored_ids(service.dsn)
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_two_replicas_behind_a_balancer(patient: Path, serve: Serve) -> None:
     """Both take orders, their counters are added up, and the ledger is clean."""
     replicas = [serve(name="one"), serve(name="two")]
@@ -375,7 +375,7 @@ def test_two_replicas_behind_a_balancer(patient: Path, serve: Serve) -> None:
     assert all((replica.cpu_percent or 0) > 0 for replica in ended.record.server.replicas)
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_a_replica_that_is_not_listed(patient: Path, serve: Serve) -> None:
     """Its orders are acknowledged and not counted: INVALID, and the reason says where to look."""
     replicas = [serve(name="one"), serve(name="two")]
@@ -385,7 +385,7 @@ def test_a_replica_that_is_not_listed(patient: Path, serve: Serve) -> None:
     assert "METRICS_URLS" in ended.record.reasons[0]
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_a_service_of_its_own(patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without HOST a service on a fresh Postgres is started, tested against its database, and stopped."""
     results = patient.parent / "results"

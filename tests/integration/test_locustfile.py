@@ -39,7 +39,7 @@ one_and_two_processes = pytest.mark.parametrize(
     "processes",
     [
         pytest.param((), id="one-process"),
-        pytest.param(("--processes", "2"), id="two-processes", marks=pytest.mark.quiet),
+        pytest.param(("--processes", "2"), id="two-processes", marks=pytest.mark.slow),
     ],
 )
 
@@ -120,7 +120,7 @@ def answered(shop: Shop) -> dict[tuple[str, str], int]:
             "-u 500 -r 50 --run-time 5s",
             "loadtest: PeakLoadTest: 500 users are the plan's peak load",
             id="peak",
-            marks=pytest.mark.quiet,
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "-u 1000 -r 100 --run-time 5s",
@@ -131,7 +131,7 @@ def answered(shop: Shop) -> dict[tuple[str, str], int]:
             "-u 100 -r 50 --run-time 5s --processes 2",
             "loadtest: NormalLoadTest: 100 users are the plan's normal load",
             id="two-processes",
-            marks=pytest.mark.quiet,
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -156,7 +156,7 @@ def test_the_plans_commands(arguments: str, first_line: str, shop: Shop, tmp_pat
     assert sum(orders["response_times"].values()) == orders["num_requests"]
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_mixed_load(shop: Shop, tmp_path: Path) -> None:
     """Browsing, ordering, looking up and cancelling all happen, none fails, and the service counted the same."""
     before = answered(shop)
@@ -180,8 +180,8 @@ def test_mixed_load(shop: Shop, tmp_path: Path) -> None:
     assert all(entry["num_failures"] == 0 for entry in run.statistics.values())
 
 
-@pytest.mark.quiet
-@pytest.mark.parametrize("process", ["constant", pytest.param("poisson", marks=pytest.mark.quiet)])
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["constant", "poisson"])
 def test_the_open_model(process: str, shop: Shop, tmp_path: Path) -> None:
     """Orders come at the rate that was asked for, and the last line says how many of them were achieved."""
     before = answered(shop)
@@ -203,7 +203,7 @@ def test_the_open_model(process: str, shop: Shop, tmp_path: Path) -> None:
         assert offered == pytest.approx(60 * seconds, abs=5)
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_workers_of_the_open_model_share_the_rate(shop: Shop, tmp_path: Path) -> None:
     """Two processes offer the rate together, and the master reports the sum."""
     run = locust(
@@ -250,7 +250,7 @@ def test_the_ledger_is_what_was_stored(processes: Sequence[str], shop: Shop, tmp
     assert mean_ms == pytest.approx(orders["total_response_time"] / orders["num_requests"])
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_a_sold_out_shop_is_no_failure(shop: Shop, tmp_path: Path) -> None:
     """out_of_stock is a refusal that the shop has a right to: in a row of its own, no failure, exit code 0."""
     file, path = write_ledger_file(tmp_path)
@@ -303,7 +303,7 @@ class Turns:
             peer.send(turn)
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_every_order_has_an_outcome(tmp_path: Path) -> None:
     """Whatever becomes of a request, its record says what is known of the order, and Locust what failed."""
     turns = (
@@ -350,7 +350,7 @@ def test_every_order_has_an_outcome(tmp_path: Path) -> None:
     assert run.statistics["POST", "/orders"]["num_requests"] == 13
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_an_answer_that_is_too_late_leaves_the_order_unknown(tmp_path: Path) -> None:
     """A user gives up after its timeout, and the record says that nobody knows what became of the order."""
     extra = "class Hasty(NormalLoadTest):\n    timeout_seconds = 0.3\n"
@@ -363,7 +363,7 @@ def test_an_answer_that_is_too_late_leaves_the_order_unknown(tmp_path: Path) -> 
     assert run.code == 1
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 @one_and_two_processes
 def test_orders_in_flight_finish_at_the_end(processes: Sequence[str], tmp_path: Path) -> None:
     """Without a stop timeout of one's own, an order that is on its way when the time is up gets its answer."""
@@ -384,7 +384,7 @@ def test_orders_in_flight_finish_at_the_end(processes: Sequence[str], tmp_path: 
     assert run.code == 0
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_latency_counts_from_when_an_order_should_have_started(tmp_path: Path) -> None:
     """One worker that is given 50 orders a second and ten answers a second: the backlog is in the latencies."""
 
@@ -423,7 +423,7 @@ def test_latency_counts_from_when_an_order_should_have_started(tmp_path: Path) -
 # What cannot run
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_a_wrong_api_key_stops_the_test(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     """Without a valid key nothing is sent but one question, and the exit code says that it could not run."""
     token, entry = new_key("loadtest")
@@ -449,7 +449,7 @@ def test_nobody_there(processes: Sequence[str], tmp_path: Path) -> None:
     assert f"no products from http://127.0.0.1:{port}: Connection refused" in run.said
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_an_empty_catalogue(tmp_path: Path) -> None:
     """A shop that sells nothing cannot be tested."""
 
@@ -539,7 +539,7 @@ def test_the_choice_and_its_reason() -> None:
         assert most - (most - least) / 10 < max(waits) <= most
 
 
-@pytest.mark.quiet
+@pytest.mark.slow
 def test_the_web_interface(shop: Shop, tmp_path: Path) -> None:
     """The number of users entered there chooses, for each test anew, and orders flow."""
     with socket.create_server(("127.0.0.1", 0)) as closed_at_once:
