@@ -18,7 +18,7 @@ from app.timestamp import timestamp
 
 STORE_ORDERS = """
     SELECT n, verdict, id, currency, total_cents, lines, created_at
-      FROM store_orders_v1(%(orders)s, %(product_ids)s, %(quantities)s)
+      FROM store_orders_v2(%(batch)s, %(wanted)s)
 """
 
 CANCEL_ORDER = """
@@ -77,20 +77,21 @@ async def store_orders(
         For each order, in order: placed; why it was refused (nothing of it is stored); or None where the stock would
         serve it alone but not after its neighbours (nothing of it is stored: ask again).
     """
-    rows = await db.run(STORE_ORDERS, _batch_parameters(batch), timeout_seconds=timeout_seconds)
-    if len(rows) != len(batch):
+    orders = [_priced(pending) for pending in batch]
+    rows = await db.run(STORE_ORDERS, _batch_parameters(batch, orders), timeout_seconds=timeout_seconds)
+    if len(rows) == 1 and rows[0][0] is None:
+        return [PlacedOrder(order, replayed=False) for order in orders]
+    if len(rows) != len(orders):
         raise InternalError("the database answered for another number of orders", outcome="unknown")
-    results: list[PlacedOrder | ServiceError | None] = [None] * len(batch)
+    results: list[PlacedOrder | ServiceError | None] = [None] * len(orders)
     for n, verdict, *first in rows:
-        pending = batch[n]
-        if pending.order is None:
-            raise InternalError("an order reached the database without a price")
+        order = orders[n - 1]
         if verdict == "stored":
-            results[n] = PlacedOrder(pending.order, replayed=False)
+            results[n - 1] = PlacedOrder(order, replayed=False)
         elif verdict == "replayed":
             original, currency, total_cents, lines, created_at = first
-            results[n] = PlacedOrder(
-                pending.order._replace(
+            results[n - 1] = PlacedOrder(
+                order._replace(
                     id=str(original),
                     currency=currency,
                     total_cents=total_cents,
@@ -100,39 +101,37 @@ async def store_orders(
                 replayed=True,
             )
         elif verdict in _REFUSALS:
-            results[n] = _REFUSALS[verdict]()
+            results[n - 1] = _REFUSALS[verdict]()
     return results
 
 
-def _batch_parameters(batch: Sequence[PendingOrder]) -> dict[str, Any]:
-    documents = []
+def _priced(pending: PendingOrder) -> Order:
+    if pending.order is None:
+        raise InternalError("an order reached the database without a price")
+    return pending.order
+
+
+def _batch_parameters(batch: Sequence[PendingOrder], orders: Sequence[Order]) -> dict[str, str]:
+    rows = []
     wanted: dict[str, int] = {}
-    for n, pending in enumerate(batch):
-        order = pending.order
-        if order is None:
-            raise InternalError("an order reached the database without a price")
-        documents.append(
-            {
-                "n": n,
-                "principal": pending.principal,
-                "id": order.id,
-                "customer_id": order.customer_id,
-                "currency": order.currency,
-                "total_cents": order.total_cents,
-                "lines": order.lines,
-                "created_at": order.created_at,
-                "key": pending.idempotency_key,
-                "hash": pending.fingerprint(),
-            }
+    for pending, order in zip(batch, orders, strict=True):
+        rows.append(
+            (
+                pending.principal,
+                order.id,
+                order.customer_id,
+                order.currency,
+                order.total_cents,
+                order.lines,
+                order.created_at,
+                pending.idempotency_key,
+                pending.fingerprint(),
+            )
         )
         for product_id, quantity in pending.items:
             wanted[product_id] = wanted.get(product_id, 0) + quantity
-    # One JSON document: a tenth of the client's cost of adapting ten arrays value by value.
-    return {
-        "orders": orjson.dumps(documents).decode(),
-        "product_ids": list(wanted),
-        "quantities": list(wanted.values()),
-    }
+    # As JSON: psycopg2 adapts an array value by value, which costs the client ten times as much.
+    return {"batch": orjson.dumps(rows).decode(), "wanted": orjson.dumps(wanted).decode()}
 
 
 async def select_order(db: Database, principal: str, order_id: str) -> Order | None:

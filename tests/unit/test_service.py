@@ -26,11 +26,10 @@ class ScriptedDatabase:
         self, _sql: str, params: Mapping[str, Any], *, timeout_seconds: float
     ) -> list[tuple[Any, ...]]:
         assert timeout_seconds > 0
-        orders = orjson.loads(params["orders"])
-        self.batches.append([order["id"] for order in orders])
+        self.batches.append([order_id for _principal, order_id, *_ in orjson.loads(params["batch"])])
         if self.failures:
             raise self.failures.pop(0)
-        return [(order["n"], "stored", None, None, None, None, None) for order in orders]
+        return [(None, "stored", None, None, None, None, None)]
 
 
 def service(db: ScriptedDatabase) -> OrderService:
