@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from loadtests import charts, profiler
+from loadtests import charts, flame_graphs
 
 _SHOWN = 30
 
@@ -118,7 +118,7 @@ def _facts(profile: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> st
 
 def _functions(profile: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
     rows = []
-    for name, own, whole, before in profiler.compare(dict(profile), dict(baseline) if baseline else None)[
+    for name, own, whole, before in flame_graphs.compare(dict(profile), dict(baseline) if baseline else None)[
         :_SHOWN
     ]:
         row = [escape(name), f"{own:.1f}", f"{own / profile['cost']['service_us']:.1%}", f"{whole:.1f}"]

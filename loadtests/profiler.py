@@ -7,7 +7,6 @@ up in one page, `index.html`, with the figures beside it as `profile.json`; a se
 
 import argparse
 import contextlib
-import itertools
 import json
 import re
 import signal
@@ -16,16 +15,15 @@ import sys
 import threading
 import time
 import urllib.request
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from loadtests import generator, measurement, processes, profile_page
+from loadtests import flame_graphs, generator, measurement, processes, profile_page
+from loadtests.flame_graphs import Profile
 from loadtests.reporting import Steps, report_console, show_machine, table
 
 STAGES = ("parse", "price", "queue", "store", "respond")
@@ -38,9 +36,6 @@ _PATIENCE_SECONDS = 60.0
 _SHOWN = 15
 _NAME_WIDTH = 60
 _TITLE = re.compile(r'(<text id="title"[^>]*>)[^<]*(</text>)')  # py-spy writes its command line there
-_FRAME = re.compile(r"(?P<name>.*) \(\d[\d,]* samples?, [\d.]+%\)")
-
-Profile = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +114,7 @@ def _profile(console: Console, output: Path, connections: int, seconds: float) -
             [round(at - scrapes[0][0], 2), 1e3 * values["event_loop_lag_seconds", ""]]
             for at, values in scrapes
         ],
-        **functions((output / "cpu.svg").read_text()),
+        **flame_graphs.functions((output / "cpu.svg").read_text()),
         "allocations": allocations,
     }
 
@@ -190,57 +185,6 @@ def _mean(before: _Values, after: _Values, histogram: str, label: str) -> float:
     return total / count if count else 0.0
 
 
-def functions(flame_graph: str) -> Profile:
-    """The functions in a flame graph of py-spy's, counted from the frames it draws.
-
-    Returns:
-        `samples`: how many there are; `functions`: for each name how many of them were [in itself, in it or below].
-    """
-    frames = sorted(_frames(flame_graph), key=lambda frame: (frame.depth, frame.start))
-    counts: dict[str, list[int]] = {}
-    above: list[
-        tuple[_Frame, frozenset[str]]
-    ] = []  # a row of frames, each with the names from it up to the root
-    for _, row in itertools.groupby(frames, key=lambda frame: frame.depth):
-        here = []
-        for frame in row:
-            parent, names = next(
-                (found for found in above if found[0].start <= frame.start < found[0].end),
-                (None, frozenset()),
-            )
-            count = counts.setdefault(frame.name, [0, 0])
-            count[0] += frame.samples
-            if frame.name not in names:  # else the outer call has them already
-                count[1] += frame.samples
-            if parent is not None:
-                counts[parent.name][0] -= frame.samples
-            here.append((frame, names | {frame.name}))
-        above = here
-    samples = counts.pop("all", [0, 0])[1]
-    return {"samples": samples, "functions": counts}
-
-
-class _Frame(NamedTuple):
-    depth: float
-    start: int  # samples left of it
-    samples: int
-    name: str
-
-    @property
-    def end(self) -> int:
-        return self.start + self.samples
-
-
-def _frames(flame_graph: str) -> Iterator[_Frame]:
-    """The boxes of the picture; their places in samples are in attributes of inferno's, which draws it."""
-    for group in ET.fromstring(flame_graph).iter("{http://www.w3.org/2000/svg}g"):  # noqa: S314 - py-spy wrote it
-        title, box = group.find("{*}title"), group.find("{*}rect")
-        label = _FRAME.fullmatch(title.text or "") if title is not None else None
-        if label is not None and box is not None:
-            start, samples = (int(box.attrib[f"{{http://github.com/jonhoo/inferno}}{name}"]) for name in "xw")
-            yield _Frame(float(box.attrib["y"]), start, samples, label["name"])
-
-
 def _allocations(
     service: processes.Server, requests: generator.Requests, folder: Path, connections: int, seconds: float
 ) -> Profile:
@@ -288,30 +232,6 @@ def _tell(service: processes.Server, order: str) -> None:
         service.process.stdin.flush()
 
 
-def compare(profile: Profile, baseline: Profile | None) -> list[list[Any]]:
-    """Functions by what they cost: [name, µs per order in itself, with what it calls, in itself in the baseline].
-
-    A share of the samples is a share of the CPU, so an order's CPU splits the same way. Names are compared without
-    their line numbers, which every edit moves. With a baseline the largest differences come first.
-    """
-    now, before = _costs(profile), _costs(baseline) if baseline else {}
-    rows = [
-        [name, *now.get(name, (0.0, 0.0)), before.get(name, (0.0, 0.0))[0] if baseline else None]
-        for name in now.keys() | before.keys()
-    ]
-    return sorted(rows, key=lambda row: (-abs(row[1] - (row[3] or 0.0)), row[0]))
-
-
-def _costs(profile: Profile) -> dict[str, tuple[float, float]]:
-    per_sample = profile["cost"]["service_us"] / max(1, profile["samples"])
-    costs: dict[str, tuple[float, float]] = {}
-    for name, (own, whole) in profile["functions"].items():
-        bare = re.sub(r":\d+\)$", ")", name)
-        other = costs.get(bare, (0.0, 0.0))
-        costs[bare] = (other[0] + own * per_sample, other[1] + whole * per_sample)
-    return costs
-
-
 def _show(console: Console, profile: Profile, baseline: Profile | None) -> None:
     cost = profile["cost"]
     console.print(
@@ -324,7 +244,7 @@ def _show(console: Console, profile: Profile, baseline: Profile | None) -> None:
     rows = [
         [name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}", f"{own:.1f}", f"{whole:.1f}"]
         + ([f"{before:.1f}", f"{own - before:+.1f}"] if before is not None else [])
-        for name, own, whole, before in compare(profile, baseline)[:_SHOWN]
+        for name, own, whole, before in flame_graphs.compare(profile, baseline)[:_SHOWN]
     ]
     console.print(table("CPU-µs per order, by function", headings, rows))
     stages = [

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from loadtests import bench, growth, measurement, profiler
+from loadtests import bench, flame_graphs, growth, measurement
 from loadtests.reporting import Target, ratio_text
 
 
@@ -145,7 +145,7 @@ def test_functions_are_counted_from_the_flame_graph() -> None:
         ("other (app/c.py:1)", 2, 100, 300),
         ("other (app/c.py:1)", 1, 900, 100),
     )
-    assert profiler.functions(picture) == {
+    assert flame_graphs.functions(picture) == {
         "samples": 1000,
         "functions": {
             "outer (app/a.py:1)": [500, 900],
@@ -164,7 +164,7 @@ def test_profiles_are_compared_by_what_an_order_costs() -> None:
     """Differences are µs per order, found again wherever the lines have moved, the largest first."""
     before = _profile(200, gone=[5, 5], same=[50, 60], worse=[10, 10])
     now = _profile(400, worse=[20, 30], same=[25, 25])
-    assert profiler.compare(now, before) == [
+    assert flame_graphs.compare(now, before) == [
         ["worse (app/x.py)", 80, 120, 20],
         ["gone (app/x.py)", 0, 0, 10],
         ["same (app/x.py)", 100, 100, 100],
@@ -172,7 +172,7 @@ def test_profiles_are_compared_by_what_an_order_costs() -> None:
 
 
 def test_a_lone_profile_shows_its_dearest_function_first() -> None:
-    assert profiler.compare(_profile(200, small=[10, 100], large=[90, 90]), None) == [
+    assert flame_graphs.compare(_profile(200, small=[10, 100], large=[90, 90]), None) == [
         ["large (app/x.py)", 180, 180, None],
         ["small (app/x.py)", 20, 200, None],
     ]
