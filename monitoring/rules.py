@@ -1,24 +1,14 @@
 """The rules as Prometheus reads them, for what is generated from them and for the tests."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import yaml  # type: ignore[import-untyped]  # it has no annotations of its own
 
 RULES = Path(__file__).parent / "prometheus" / "rules"
-
-# In this order: an aggregation's name is one of a function once its list of labels is gone.
-_NOT_NAMES = (
-    re.compile(r""" "[^"]*" | '[^']*' """, re.VERBOSE),
-    re.compile(r"\{[^}]*\} | \[[^\]]*\] | \boffset\s+\S+", re.VERBOSE),
-    re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)"),
-    re.compile(r"\b[a-z_0-9]+(?=\s*\()"),
-    re.compile(r"\b(?:and|or|unless|bool)\b"),
-)
-_NAME = re.compile(r"(?<![\w.:])[a-zA-Z_][\w:]*")
 
 
 @dataclass(frozen=True)
@@ -43,10 +33,19 @@ def alerting_rules() -> Sequence[Rule]:
 
 
 def metric_names(promql: str) -> set[str]:
-    """The names of the series that *promql* asks for."""
-    for pattern in _NOT_NAMES:
-        promql = pattern.sub(" ", promql)
-    return set(_NAME.findall(promql))
+    """The names of the series that *promql* asks for.
+
+    Raises:
+        ValueError: it is not PromQL, or does not fit together: a rate of what is no range.
+    """
+    names = set()
+
+    def note(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.VectorSelector) and node.name:
+            names.add(node.name)
+
+    promql_parser.walk(promql_parser.parse(promql), note)
+    return names
 
 
 def _read(file: str, kind: str) -> Sequence[Rule]:
