@@ -22,7 +22,8 @@ _RAMP_SECONDS = 10  # the plan's three loads all get there in ten seconds
 
 _EPILOG = """
 Every option can be given in the environment, by the name in brackets; `make loadtest-normal DURATION=2m` does so.
-Without --host a service of its own is tested, on a fresh Postgres. The warm-up (the users' ramp and --warm-up) comes
+Without --host the service that --prometheus-url scrapes is tested; without that, too, one of its own, on a fresh
+Postgres. The warm-up (the users' ramp and --warm-up) comes
 before --duration; it does not count in the latencies, and it does in the ledger.
 Exit codes: 0 PASS, 1 FAIL, 3 INVALID (the figures mean nothing, and why), 2 could not run, 130 ended by Ctrl-C (the
 report is of what ran).
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rate_per_second=options.rate,
         acceptance_path=options.acceptance,
     )
-    if plan.host is None and plan.dsn:
+    if plan.host is None and plan.prometheus_url is None and plan.dsn:
         sys.stderr.write("DATABASE_URL is not used without HOST: the service gets a fresh database\n")
     exit_codes: list[int] = []
     directories: list[Path] = []

@@ -48,11 +48,11 @@ def measure(
         "critical_errors": _critical_errors(ledger),
         "critical_alerts": _alerts(server.critical_alerts),
         "warning_alerts": _alerts(server.warning_alerts),
-        "cpu": _highest(server, lambda replica: replica.cpu_percent),
+        "cpu": _highest("cpu", server, lambda replica: replica.cpu_percent),
         "memory": _highest(
-            server, lambda replica: _percent(replica.rss_max_bytes, replica.memory_limit_bytes)
+            "memory", server, lambda replica: _percent(replica.rss_max_bytes, replica.memory_limit_bytes)
         ),
-        "pool": _highest(server, lambda replica: _percent(replica.pool_in_use_max, replica.pool_max)),
+        "pool": _highest("pool", server, lambda replica: _percent(replica.pool_in_use_max, replica.pool_max)),
     }
 
 
@@ -113,11 +113,13 @@ def _alerts(alerts: tuple[str, ...] | None) -> Measured:
     return Measured(float(len(alerts)), "Prometheus, /api/v1/alerts")
 
 
-def _highest(server: Server, figure: Callable[[Replica], float | None]) -> Measured:
+def _highest(name: str, server: Server, figure: Callable[[Replica], float | None]) -> Measured:
     """The worst replica; not measured where one of them is not: it could be the worst."""
     figures = [figure(replica) for replica in server.replicas]
     known = [value for value in figures if value is not None]
     source = {"metrics": "/metrics", "prometheus": "Prometheus"}.get(server.source or "", "")
+    asked = next((query.promql for query in server.queries if query.criterion == name), None)
+    source += f": {asked}" if asked else ""
     if not known or len(known) < len(figures):
         return Measured(
             None, source, reason="a service process did not report it" if figures else "no metrics"

@@ -24,6 +24,7 @@ def render(
             *_template(record, metrics, recommendations),
             *_criteria(record),
             *_validity(record),
+            *_queries(record),
             *(_comparison(comparison) if comparison else ()),
             *_environment(record),
             "",
@@ -97,6 +98,17 @@ def _validity(record: RunRecord) -> Iterator[str]:
             f" and {len(check.ids) - _NAMED} more" if len(check.ids) > _NAMED else ""
         )
         yield f"| {check.name} | {check.verdict} | {_cell(check.reason)}{_cell(f' ({ids})') if ids else ''} |"
+
+
+def _queries(record: RunRecord) -> Iterator[str]:
+    if not record.server.queries:
+        return
+    yield from ("", "## The Plan's Queries", "", "| asked of Prometheus | at the end | highest | |")
+    yield "| --- | ---: | ---: | --- |"
+    for query in record.server.queries:
+        judged = f"judged: {query.criterion}" if query.criterion else ""
+        values = f"{quantity(query.at_end, query.unit)} | {quantity(query.highest, query.unit)}"
+        yield f"| `{_cell(query.promql)}` | {values} | {judged} |"
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:

@@ -13,11 +13,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from loadtests import acceptance, calibration, criteria, environment, ledger, pretest, processes, target
+from loadtests import (
+    acceptance,
+    calibration,
+    criteria,
+    environment,
+    ledger,
+    pretest,
+    processes,
+    target,
+)
 from loadtests.live import LiveLine, Moment
 from loadtests.metrics_pages import MetricsSampler
 from loadtests.profiles import Profile
-from loadtests.prometheus import Prometheus, PrometheusError, PrometheusSampler
+from loadtests.prometheus import Prometheus, PrometheusError
+from loadtests.prometheus_sampler import PrometheusSampler
 from loadtests.run_record import Calibration, Environment, Generator, Ledger, RunRecord
 from loadtests.samples import (
     ACKNOWLEDGED,
@@ -56,7 +66,7 @@ class Plan:
     duration_seconds: float  # measured, after the warm-up
     settle_seconds: float  # of the warm-up, once all users are there
     command: str
-    host: str | None = None  # None: a service of our own
+    host: str | None = None  # None: what Prometheus scrapes; without one a service of our own
     metrics_urls: Sequence[str] = ()
     dsn: str | None = None
     prometheus_url: str | None = None
@@ -281,6 +291,13 @@ def _target(plan: Plan) -> Iterator[target.Target]:
     if plan.host is not None:
         yield target.deployment(plan.host, plan.metrics_urls, plan.dsn)
         return
+    if plan.prometheus_url is not None:
+        try:
+            scraped = target.scraped_by(Prometheus(plan.prometheus_url))
+        except PrometheusError as exc:
+            raise CouldNotRun(f"{exc} (PROMETHEUS_URL)") from exc
+        yield target.deployment(scraped, plan.metrics_urls, plan.dsn)
+        return
     with processes.scratch_directory() as folder, contextlib.ExitStack() as stack:
         try:
             started = stack.enter_context(target.own_service(folder))
@@ -331,9 +348,7 @@ def _record(
     counts = orders.counts(window)
     acknowledged = orders.latency(ACKNOWLEDGED, window)
     compared, ledger_trouble = _ledger(plan, tested, load, pieces)
-    server = load.sampler.server(
-        window, memory_limit_bytes=tested.memory_limit_bytes, acknowledged=counts.acknowledged
-    )
+    server = load.sampler.server(window, memory_limit_bytes=tested.memory_limit_bytes)
     generator = _generator(plan, load)
     judged = criteria.judge(
         limits,

@@ -103,6 +103,17 @@ class Replica:
 
 
 @dataclass(frozen=True)
+class Query:
+    """A query of the plan, as a Prometheus was asked it, and what it answered; of several series the highest."""
+
+    promql: str
+    unit: str
+    at_end: float | None  # of the measured time
+    highest: float | None  # in it
+    criterion: str = ""  # whose value it is; empty: of none
+
+
+@dataclass(frozen=True)
 class Server:
     """The service's own figures, as differences over the measured time."""
 
@@ -112,6 +123,8 @@ class Server:
     processing_mean_ms: float | None = None  # order_processing_seconds
     processing_p95_ms: float | None = None  # interpolated in its buckets, as histogram_quantile does
     processing_p99_ms: float | None = None
+    processing_source: str = ""  # the two: the PromQL of the first; empty: from the differences of /metrics
+    processing_edges_ms: tuple[float, ...] = ()  # of its buckets, without the infinite one
     stage_mean_ms: Mapping[str, float] = field(default_factory=dict)  # order_stage_seconds
     batch_size_mean: float | None = None
     connections_opened: float | None = None
@@ -121,6 +134,7 @@ class Server:
     cpu_us_per_order: float | None = None  # all service processes, per acknowledged order
     critical_alerts: tuple[str, ...] | None = None  # that fired in the run; None: nobody was asked
     warning_alerts: tuple[str, ...] | None = None
+    queries: tuple[Query, ...] = ()  # empty: no Prometheus was asked
 
 
 @dataclass(frozen=True)

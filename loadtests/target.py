@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests import processes
+from loadtests.prometheus import Prometheus, PrometheusError
+from loadtests.prometheus_sampler import selling
 
 _DEFAULT_MEMORY_BYTES = 2 * 2**30  # the plan's limit of a container
 
@@ -39,6 +41,22 @@ def deployment(url: str, metrics_urls: Sequence[str], dsn: str | None) -> Target
     url = url.rstrip("/")
     pages = [page if page.endswith("/metrics") else f"{page.rstrip('/')}/metrics" for page in metrics_urls]
     return Target(url, pages or [f"{url}/metrics"], dsn)
+
+
+def scraped_by(prometheus: Prometheus) -> str:
+    """The URL of the one order service that *prometheus* scrapes.
+
+    Raises:
+        PrometheusError: it scrapes none, or several.
+    """
+    services, pages = selling(prometheus), prometheus.scraped_urls()
+    urls = sorted(page for its, page in pages.items() if its in services)
+    if len(urls) != 1:
+        scraped = ", ".join(urls) or "none that it reaches"
+        raise PrometheusError(
+            f"{prometheus.url}: HOST must say which order service to test; it scrapes {scraped}"
+        )
+    return urls[0].removesuffix("/metrics")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The part of Prometheus's HTTP API that a load test asks, over the samples of real `/metrics` pages.
 
 https://prometheus.io/docs/prometheus/latest/querying/api/. It evaluates nothing: a query that names one of the
-service's metrics gets that metric's samples as they are now, whatever is around the name. Alerts are made up.
+service's metrics gets that metric's samples as they are now, whatever is around the name; a plain range gets the
+samples of every page that was read so far. Alerts are made up.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadtests.metrics_pages import read_page
+from loadtests.readings import Page
 
 
 class FakePrometheus:
@@ -24,6 +26,7 @@ class FakePrometheus:
         self.requests: list[str] = []
         self._metrics_urls = metrics_urls
         self._alerts = alerts
+        self._pages: dict[str, list[Page]] = {url: [] for url in metrics_urls}
 
     def data(self, path: str, query: dict[str, str]) -> Any:
         """The `data` of an answer."""
@@ -34,20 +37,46 @@ class FakePrometheus:
                     for name, severity in self._alerts
                 ]
             }
+        if path == "/api/v1/targets":
+            return {
+                "activeTargets": [
+                    {"labels": self._target(url), "scrapeUrl": url, "health": "up"}
+                    for url in self._metrics_urls
+                ]
+            }
+        for url in self._metrics_urls:
+            self._pages[url].append(read_page(url))
+        if names := re.fullmatch(r'\{__name__=~"(.*)"\}\[\d+s\]', query["query"]):
+            return {"result": list(self._samples(re.compile(names[1])))}
         return {"result": list(self._series(query["query"], instant=path.endswith("/query")))}
+
+    def _samples(self, names: re.Pattern[str]) -> Iterator[dict[str, Any]]:
+        for url, pages in self._pages.items():
+            for name, labels in pages[-1].values:
+                if names.fullmatch(name):
+                    metric = {"__name__": name, **dict(labels), **self._target(url)}
+                    values = [
+                        [page.at, str(page.values[name, labels])]
+                        for page in pages
+                        if (name, labels) in page.values
+                    ]
+                    yield {"metric": metric, "values": values}
+
+    def _target(self, url: str) -> dict[str, str]:
+        return {"job": "orders", "instance": urllib.parse.urlsplit(url).netloc}
 
     def _series(self, promql: str, *, instant: bool) -> Iterator[dict[str, Any]]:
         name = re.findall(
             r"[a-z_]+_(?:bucket|sum|total|bytes|in_use|max|depth|state|flight|seconds)", promql
         )[0]
-        for url in self._metrics_urls:
-            page = read_page(url)
+        for url, pages in self._pages.items():
+            page = pages[-1]
             for (its, labels), value in page.values.items():
                 wanted = 'status="success"' not in promql or ("status", "success") in labels
                 if its != name or not wanted:
                     continue
                 sample = [page.at, str(page.at if promql.startswith("timestamp") else value)]
-                metric = {**dict(labels), "job": "orders", "instance": urllib.parse.urlsplit(url).netloc}
+                metric = {**dict(labels), **self._target(url)}
                 yield (
                     {"metric": metric, "value": sample} if instant else {"metric": metric, "values": [sample]}
                 )

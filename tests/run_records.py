@@ -108,6 +108,7 @@ def record_of(
         processing_mean_ms=9.0,
         processing_p95_ms=20.0,
         processing_p99_ms=30.0,
+        processing_edges_ms=(1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
         stage_mean_ms={"parse": 0.1, "price": 0.2, "queue": 3.0, "store": 5.0, "respond": 0.4},
         batch_size_mean=6.5,
         connections_opened=2.0,

@@ -12,6 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it has no annotations of its own
 
 from app.embedded_postgres import EmbeddedPostgres
+from loadtests import plan_queries
 from monitoring import generate
 from monitoring.dashboards import DASHBOARDS, DATASOURCE_UID, Panel, acceptance_limits
 from monitoring.local import Monitor, MonitorError
@@ -41,11 +42,14 @@ PANELS = [
 
 
 def promql() -> list[str]:
-    """Every expression there is, a panel's as Grafana reads it."""
+    """Every expression there is, a panel's as Grafana reads it, a load test's as it is asked."""
     rules = [rule.expr for rule in (*recording_rules(), *alerting_rules())]
     boards = [json.loads(path.read_text()) for path in sorted(generate.DASHBOARD_FILES.glob("*.json"))]
     panels = [panel for board in boards for panel in board["panels"]]
-    return rules + [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    load_test = [query.promql for query in plan_queries.PLAN_QUERIES]
+    load_test += [plan_queries.quantile(0.95, 90), plan_queries.SUCCESS, plan_queries.LAST_SCRAPE]
+    load_test += [plan_queries.CPU_NOW, *plan_queries.POOL_NOW]
+    return rules + [target["expr"] for panel in panels for target in panel.get("targets", ())] + load_test
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,19 @@ def test_only_what_is_exported_is_read(exported: set[str]) -> None:
     if not any(name.startswith("process_") for name in exported):  # macOS has no /proc
         read -= set(generate.PROCESS_METRICS)
     assert read - recorded - OTHERS <= exported
+
+
+def test_load_test_reads_what_is_exported(exported: set[str]) -> None:
+    """The one query of a load test that finds series by a pattern of names: each alternative is of a metric."""
+    selector = promql_parser.parse(plan_queries.SAMPLES)
+    assert isinstance(selector, promql_parser.VectorSelector)
+    [pattern] = [matcher.value for matcher in selector.matchers.matchers]
+    alternatives = re.split(r"\|(?![^(]*\))", pattern)
+    assert len(alternatives) > 10
+    series = exported | {f"{name}{suffix}" for name in exported for suffix in ("_bucket", "_sum", "_count")}
+    if not any(name.startswith("process_") for name in exported):  # macOS has no /proc
+        series |= set(generate.PROCESS_METRICS)
+    assert [one for one in alternatives if not any(re.fullmatch(one, name) for name in series)] == []
 
 
 def test_every_metric_is_read() -> None:

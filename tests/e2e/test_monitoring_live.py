@@ -32,6 +32,7 @@ from app.metrics import ORDER_PROCESSING_SECONDS
 from monitoring.dashboards import DASHBOARDS
 from monitoring.local import Monitor
 from monitoring.rules import alerting_rules
+from tests import performance_test_plan
 from tests.order_api import execute
 from tests.service_process import ServiceProcess
 from tests.traffic import Traffic, acknowledged
@@ -50,18 +51,6 @@ FASTER = 5
 START_SECONDS = 30
 TOLD_SECONDS = 90  # usually 15: a window and a waiting time; the machine may be busy
 NOTICE_SECONDS = 3  # more than Alertmanager's group_wait, which is 1 s here
-
-# Section 2 of the performance test plan, as printed there.
-PLAN_QUERIES = [
-    "histogram_quantile(0.95, rate(order_processing_seconds_bucket[1m]))",
-    "histogram_quantile(0.99, rate(order_processing_seconds_bucket[1m]))",
-    "rate(order_processing_seconds_sum[1m]) / rate(order_processing_seconds_count[1m])",
-    'sum(rate(orders_total{status="error"}[1m])) / sum(rate(orders_total[1m])) * 100',
-    'sum(rate(orders_total{status="error"}[1m])) by (error_type)',
-    "rate(process_cpu_seconds_total[1m])",
-    "process_resident_memory_bytes",
-    "rate(db_connections_total[1m])",
-]
 
 # What a database that is away may set off besides the breaker's alert.
 OUTAGE = {"CircuitBreakerOpen", "OrderErrorRate", "ErrorBudgetBurnFast", "ErrorBudgetBurnSlow", "OrdersShed"}
@@ -247,7 +236,7 @@ async def fires_and_resolves(lab: Lab, fault: str, alert: str, *severities: str)
 
 def answers_every_query(lab: Lab) -> None:
     """Each query of the plan returns numbers, each panel data, and each alert is evaluated without an error."""
-    assert [promql for promql in PLAN_QUERIES if not lab.query(promql)] == []
+    assert [promql for promql in performance_test_plan.QUERIES if not lab.query(promql)] == []
     panels = [(d.title, p.title, q) for d in DASHBOARDS for p in d.panels for _, q in p.queries]
     assert [panel for panel in panels if not lab.query(faster(panel[2]))] == []
     groups = lab.prometheus.get("/api/v1/rules").json()["data"]["groups"]
@@ -260,7 +249,7 @@ def agrees_with_the_client(lab: Lab, traffic: Traffic) -> None:
     """Prometheus's 95th percentile is within one bucket of the client's exact one."""
     edges = [*ORDER_PROCESSING_SECONDS._upper_bounds]
     recent = sorted(attempt.seconds for attempt in acknowledged(traffic.orders))
-    (server,) = lab.query(PLAN_QUERIES[0])
+    (server,) = lab.query(performance_test_plan.QUERIES[0])
     client = recent[math.ceil(0.95 * len(recent)) - 1]
     apart = abs(sum(edge < server for edge in edges) - sum(edge < client for edge in edges))
     assert apart <= 1, f"Prometheus {server:.4f} s, client {client:.4f} s"
