@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from loadtests import quantiles
 from loadtests.analysis import Metrics
 from loadtests.comparison import Comparison
 from loadtests.quantities import NOT_MEASURED, change, duration, number, quantity
@@ -24,6 +25,7 @@ def render(
             *_template(record, metrics, recommendations),
             *_criteria(record),
             *_validity(record),
+            *_quantiles(record),
             *_queries(record),
             *(_comparison(comparison) if comparison else ()),
             *_environment(record),
@@ -98,6 +100,17 @@ def _validity(record: RunRecord) -> Iterator[str]:
             f" and {len(check.ids) - _NAMED} more" if len(check.ids) > _NAMED else ""
         )
         yield f"| {check.name} | {check.verdict} | {_cell(check.reason)}{_cell(f' ({ids})') if ids else ''} |"
+
+
+def _quantiles(record: RunRecord) -> Iterator[str]:
+    if not record.quantiles:
+        return
+    yield from ("", "## Client and Service", "", "| percentile | client | service | buckets |")
+    yield "| --- | ---: | ---: | --- |"
+    for gap in record.quantiles:
+        client, service = quantity(gap.client_ms, "ms"), quantity(gap.service_ms, "ms")
+        yield f"| p{gap.percentile:g} | {client} | {service} | {quantiles.conclusion(gap)} |"
+    yield from ("", f"{quantiles.EXPLANATION} The service's: {quantiles.source(record.server)}.")
 
 
 def _queries(record: RunRecord) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from loadtests import quantiles
 from loadtests.comparison import Comparison
 from loadtests.quantities import NOT_MEASURED, change, duration, mebibytes, number, quantity
 from loadtests.recommendations import Recommendation
@@ -101,6 +102,9 @@ def render(
                 ("unknown", record.unknown),
             )
         ],
+        gaps=[(gap, quantiles.conclusion(gap)) for gap in record.quantiles],
+        quantiles_from=quantiles.source(record.server),
+        explanation=quantiles.EXPLANATION,
         charts=charts,
         step=TimeAxis(record.seconds).step,
         ledger=_ledger(record),

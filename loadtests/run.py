@@ -21,6 +21,7 @@ from loadtests import (
     ledger,
     pretest,
     processes,
+    quantiles,
     target,
 )
 from loadtests.live import LiveLine, Moment
@@ -410,6 +411,7 @@ def _record(
         criteria=judged,
         checks=checks,
         environment=described,
+        quantiles=quantiles.compare(acknowledged, server),
     )
 
 

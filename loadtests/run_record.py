@@ -138,6 +138,23 @@ class Server:
 
 
 @dataclass(frozen=True)
+class QuantileGap:
+    """A percentile at the client beside the same one in the service's histogram, which knows it to a bucket."""
+
+    percentile: float  # 0..100
+    client_ms: float
+    service_ms: float
+    client_bucket_ms: tuple[float, float | None]  # in which bucket each of them lies; None: without an end
+    service_bucket_ms: tuple[float, float | None]
+    buckets_apart: int  # 0: the same one, 1: neighbours
+
+    @property
+    def gap_ms(self) -> float:
+        """By how much the client's is longer."""
+        return self.client_ms - self.service_ms
+
+
+@dataclass(frozen=True)
 class Generator:
     """How the generator itself did; its figures decide whether the run means anything."""
 
@@ -236,6 +253,7 @@ class RunRecord:
     checks: tuple[Check, ...]
     environment: Environment
     calibration: Calibration = Calibration()
+    quantiles: tuple[QuantileGap, ...] = ()  # empty: one of the two sides is not known
     version: int = 1  # of this model
 
     @property

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadtests import acceptance, criteria
+from loadtests import acceptance, criteria, quantiles
 from loadtests.run_record import (
     Calibration,
     Check,
@@ -188,6 +188,7 @@ def record_of(
             dataset={"products": 1000, "orders_before": 0},
         ),
         calibration=Calibration(0.25, 0.25),
+        quantiles=quantiles.compare(latency, server),
     )
     return dataclasses.replace(made_record, **changes)
 

@@ -96,6 +96,7 @@ def test_every_figure(
     assert server.connections_opened is not None
     assert (server.critical_alerts, server.warning_alerts) != (None, None)
 
+    assert [gap.percentile for gap in record.quantiles] == [95, 99]
     assert server.processing_source.endswith(f"(order_processing_seconds_bucket[{MEASURED_SECONDS}s])))")
     columns = pages.per_second(window.start, range(2, MEASURED_SECONDS - 2))
     for name, column in columns.items():
@@ -107,6 +108,8 @@ def test_every_figure(
         assert len(measured) == len(column)
     text = (directory / "report.md").read_text()
     assert "rate(db_connections_total" in text
+    assert "## Client and Service" in text
+    assert "order was read" in text
 
 
 def patient(folder: Path) -> Path:

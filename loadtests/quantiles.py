@@ -1,0 +1,61 @@
+"""The client's exact percentiles beside those of the service's histogram."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from loadtests.quantities import number
+from loadtests.run_record import Latency, QuantileGap, Server
+
+EXPLANATION = (
+    "The client measures an order from sending it to its whole answer. The service's histogram begins when the order's "
+    "head is read, knows a time only to its bucket, and also holds refused orders. Within neighbouring buckets the two "
+    "agree; further apart, the difference is time before the order was read: it waited in the socket of a service that "
+    "was busy with the orders before it."
+)
+
+
+def compare(client: Latency, service: Server) -> tuple[QuantileGap, ...]:
+    """The 95th and the 99th percentile of both, as far as they are known."""
+    return tuple(_compare(client, service))
+
+
+def _compare(client: Latency, service: Server) -> Iterator[QuantileGap]:
+    edges = service.processing_edges_ms
+    for percentile, exact, estimate in (
+        (95, client.p95_ms, service.processing_p95_ms),
+        (99, client.p99_ms, service.processing_p99_ms),
+    ):
+        if edges and exact is not None and estimate is not None:
+            ours, theirs = bisect_left(edges, exact), bisect_left(edges, estimate)
+            yield QuantileGap(
+                percentile, exact, estimate, _bucket(edges, ours), _bucket(edges, theirs), abs(ours - theirs)
+            )
+
+
+def _bucket(edges: Sequence[float], place: int) -> tuple[float, float | None]:
+    return (edges[place - 1] if place else 0.0, edges[place] if place < len(edges) else None)
+
+
+def conclusion(gap: QuantileGap) -> str:
+    """How far the two are apart, in a sentence."""
+    if gap.buckets_apart == 0:
+        return f"the same bucket, {_edges(gap.client_bucket_ms)}"
+    service, client = _edges(gap.service_bucket_ms), _edges(gap.client_bucket_ms)
+    if gap.buckets_apart == 1:
+        return f"neighbouring buckets, {service} and {client}"
+    apart = f"{gap.buckets_apart} buckets apart, {service} and {client}"
+    if gap.gap_ms < 0:
+        return f"{apart}: refused orders took longer than acknowledged ones"
+    return f"{apart}: {number(gap.gap_ms)} ms before the order was read"
+
+
+def source(service: Server) -> str:
+    """Where the service's percentiles come from."""
+    if service.processing_source:
+        return f"Prometheus, at the end of the measured time: {service.processing_source}"
+    return "the rise of the buckets on /metrics in the measured time, interpolated as histogram_quantile does"
+
+
+def _edges(bucket: tuple[float, float | None]) -> str:
+    lower, upper = bucket
+    return f"{number(lower)} to {number(upper)} ms" if upper is not None else f"above {number(lower)} ms"
