@@ -80,6 +80,7 @@ class Outcome:
     """What a run did, as its clients saw it."""
 
     latencies_seconds: list[float] = field(default_factory=list)  # of the answers with a 2xx status
+    answered_at: list[float] = field(default_factory=list)  # when each of them came, by time.perf_counter
     acknowledged_ids: list[str] = field(
         default_factory=list
     )  # the first "id" in each of them; "": it has none
@@ -156,7 +157,9 @@ class _Connection(asyncio.Protocol):
     def _note_answer(self, head_end: int) -> None:
         self._waiting = False
         if self._received.startswith(b"HTTP/1.1 2"):
-            self._outcome.latencies_seconds.append(time.perf_counter() - self._sent_at)
+            now = time.perf_counter()
+            self._outcome.answered_at.append(now)
+            self._outcome.latencies_seconds.append(now - self._sent_at)
             found = _ID.search(self._received, head_end)
             self._outcome.acknowledged_ids.append(found[1].decode() if found else "")
         else:
