@@ -3,10 +3,10 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from loadtests.quantities import number
+from loadtests.quantities import number, quantity
 from loadtests.run_record import Latency, QuantileGap, Server
 
-EXPLANATION = (
+_EXPLANATION = (
     "The client measures an order from sending it to its whole answer. The service's histogram begins when the order's "
     "head is read, knows a time only to its bucket, and also holds refused orders. Within neighbouring buckets the two "
     "agree; further apart, the difference is time before the order was read: it waited in the socket of a service that "
@@ -49,11 +49,19 @@ def conclusion(gap: QuantileGap) -> str:
     return f"{apart}: {number(gap.gap_ms)} ms before the order was read"
 
 
-def source(service: Server) -> str:
-    """Where the service's percentiles come from."""
+def explanation(client: Latency, service: Server) -> str:
+    """What the two measure, how far their means are apart, and where the service's figures come from."""
+    parts = [_EXPLANATION]
+    if client.mean_ms is not None and service.processing_mean_ms is not None:
+        apart = quantity(client.mean_ms - service.processing_mean_ms, "ms")
+        parts.append(f"The means, which are exact on both sides, are {apart} apart.")
     if service.processing_source:
-        return f"Prometheus, at the end of the measured time: {service.processing_source}"
-    return "the rise of the buckets on /metrics in the measured time, interpolated as histogram_quantile does"
+        parts.append(f"Prometheus, at the end of the measured time: {service.processing_source}.")
+    else:
+        parts.append(
+            "The service's: the rise of its buckets on /metrics, as histogram_quantile interpolates."
+        )
+    return " ".join(parts)
 
 
 def _edges(bucket: tuple[float, float | None]) -> str:

@@ -105,12 +105,13 @@ def _validity(record: RunRecord) -> Iterator[str]:
 def _quantiles(record: RunRecord) -> Iterator[str]:
     if not record.quantiles:
         return
-    yield from ("", "## Client and Service", "", "| percentile | client | service | buckets |")
-    yield "| --- | ---: | ---: | --- |"
+    yield from ("", "## Client and Service", "", "| percentile | client | service | gap | buckets |")
+    yield "| --- | ---: | ---: | ---: | --- |"
     for gap in record.quantiles:
         client, service = quantity(gap.client_ms, "ms"), quantity(gap.service_ms, "ms")
-        yield f"| p{gap.percentile:g} | {client} | {service} | {quantiles.conclusion(gap)} |"
-    yield from ("", f"{quantiles.EXPLANATION} The service's: {quantiles.source(record.server)}.")
+        apart = quantity(gap.gap_ms, "ms")
+        yield f"| p{gap.percentile:g} | {client} | {service} | {apart} | {quantiles.conclusion(gap)} |"
+    yield from ("", quantiles.explanation(record.acknowledged, record.server))
 
 
 def _queries(record: RunRecord) -> Iterator[str]:

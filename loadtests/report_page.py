@@ -103,8 +103,7 @@ def render(
             )
         ],
         gaps=[(gap, quantiles.conclusion(gap)) for gap in record.quantiles],
-        quantiles_from=quantiles.source(record.server),
-        explanation=quantiles.EXPLANATION,
+        explanation=quantiles.explanation(record.acknowledged, record.server),
         charts=charts,
         step=TimeAxis(record.seconds).step,
         ledger=_ledger(record),

@@ -56,5 +56,8 @@ def test_the_report_names_the_gap(tmp_path: Path) -> None:
     for name in ("report.md", "report.html"):
         text = (directory / name).read_text()
         assert quantiles.conclusion(gap) in text
-        assert "on /metrics" in text
+        assert quantiles.explanation(record.acknowledged, record.server).replace(
+            "'", "&#39;"
+        ) in text.replace("'", "&#39;")
+        assert f"{gap.client_ms - gap.service_ms:.0f} ms" in text
     assert b'"buckets_apart": ' in (directory / "report.json").read_bytes()
