@@ -52,19 +52,19 @@ lint: $(VENV)/.installed-dev ## style, types, lock files
 
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## what an order costs, beside its peers (QUICK=1: under a minute)
-	@$(BIN)/python -m loadtests.bench $(if $(QUICK),--quick) $(ARGS)
+	@$(BIN)/python -m loadtests.bench.order_cost $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: bench-growth
 bench-growth: $(VENV)/.installed-dev ## what it costs among 5 million orders, and after 10 minutes (QUICK=1, SOAK=seconds)
-	@$(BIN)/python -m loadtests.growth $(if $(QUICK),--quick) $(if $(SOAK),--soak $(SOAK)) $(ARGS)
+	@$(BIN)/python -m loadtests.bench.growth $(if $(QUICK),--quick) $(if $(SOAK),--soak $(SOAK)) $(ARGS)
 
 .PHONY: bench-scrape
 bench-scrape: $(VENV)/.installed-dev ## what a scrape of /metrics takes at full load, and whether orders notice (QUICK=1)
-	@$(BIN)/python -m loadtests.scrape_cost $(if $(QUICK),--quick) $(ARGS)
+	@$(BIN)/python -m loadtests.bench.scrape_cost $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: profile
 profile: $(VENV)/.installed-dev ## a page that shows where CPU, time and memory go (QUICK=1, BASELINE=directory)
-	@$(BIN)/python -m loadtests.profiler $(if $(QUICK),--quick) $(if $(BASELINE),--baseline $(BASELINE)) $(ARGS)
+	@$(BIN)/python -m loadtests.bench.profiler $(if $(QUICK),--quick) $(if $(BASELINE),--baseline $(BASELINE)) $(ARGS)
 
 .PHONY: lock
 lock: ## resolve pyproject.toml into the hashed lock files (needs uv)

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import bench, growth, process_stats
+from loadtests.bench import growth, order_cost, process_stats
 from tests.service_process import ServiceProcess
 
 _ROOT = Path(__file__).parents[2]
 
 
-def _bench(contestant: bench.Contestant, output: Path) -> int:
+def _bench(contestant: order_cost.Contestant, output: Path) -> int:
     arguments = ["--rounds", "1", "--seconds", "0.5", "--connections", "2", "--output", str(output)]
-    return bench.main(arguments, [contestant])
+    return order_cost.main(arguments, [contestant])
 
 
 def test_a_lying_contestant_is_caught(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Where an acknowledged order is not in the database the benchmark says so, fails, and keeps no figures."""
-    assert _bench(bench.Contestant("liar", "tests.lying_peer"), tmp_path / "out") == 1
+    assert _bench(order_cost.Contestant("liar", "tests.lying_peer"), tmp_path / "out") == 1
     assert re.search(r"\d+ acknowledged orders are not in the database", capfd.readouterr().out)
     assert not (tmp_path / "out").exists()
 
@@ -41,7 +41,7 @@ def test_an_honest_contestant_is_measured(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Every contestant's acknowledged orders are in the database, and its cost is split in two."""
-    (contestant,) = [c for c in bench.CONTESTANTS if c.name == name]
+    (contestant,) = [c for c in order_cost.CONTESTANTS if c.name == name]
     assert _bench(contestant, tmp_path) == 0
     (row,) = json.loads((tmp_path / "bench.json").read_text())["summary"]
     assert (row["missing"], row["refused"], row["broken"]) == (0, 0, 0)
@@ -54,7 +54,7 @@ def test_a_contestant_that_does_not_start_ends_the_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What a contestant said before it gave up is shown."""
-    assert _bench(bench.Contestant("absent", "tests.no_such_peer"), tmp_path) == 1
+    assert _bench(order_cost.Contestant("absent", "tests.no_such_peer"), tmp_path) == 1
     assert "No module named tests.no_such_peer" in capfd.readouterr().out
 
 
@@ -73,7 +73,7 @@ def test_nothing_is_left_of_a_run_that_was_stopped(signal_number: int, short_pat
     command = [
         sys.executable,
         "-m",
-        "loadtests.bench",
+        "loadtests.bench.order_cost",
         "--only",
         "echo",
         "--rounds",
@@ -141,7 +141,7 @@ def test_make_bench_compares_all_contestants(tmp_path: Path) -> None:
     """`make bench QUICK=1` prints every contestant at every load within 100 columns, and the targets."""
     printed = _make("bench", "QUICK=1", f"ARGS=--output {tmp_path}")
     assert "…" not in printed
-    for contestant in bench.CONTESTANTS:
+    for contestant in order_cost.CONTESTANTS:
         assert len(re.findall(rf"^{contestant.name} .*\)\s+\d+$", printed, re.MULTILINE)) == 3
     assert len(re.findall(r"^(?:NOT )?reached: ", printed, re.MULTILINE)) == 5
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import scrape_cost
-from loadtests.scraper import scraping
+from loadtests.bench import scrape_cost
+from loadtests.bench.scraper import scraping
 from tests.scripted_server import Peer, ScriptedServer
 
 SLOW_SECONDS = 0.1

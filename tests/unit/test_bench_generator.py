@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from loadtests import generator
+from loadtests.bench import generator
 
 _ORDER = b'{"id":"0190-a","customer_id":"c-1","items":[]}'
 _PLAIN = b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%s" % (len(_ORDER), _ORDER)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtests import process_stats
+from loadtests.bench import process_stats
 
 # Burns half a second in a child that ends, half a second itself, tells what it took, and waits.
 _BURN = """

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from loadtests import bench, flame_graphs, growth, measurement
-from loadtests.reporting import Target, ratio_text
+from loadtests.bench import flame_graphs, growth, measurement, order_cost
+from loadtests.bench.reporting import Target, ratio_text
 
 
 def _cost(
@@ -25,14 +25,14 @@ def _cost(
     )
 
 
-def _rounds(connections: int = 64) -> list[bench.Round]:
+def _rounds(connections: int = 64) -> list[order_cost.Round]:
     costs = {
         "service": [_cost(100, 100, p50_ms=2), _cost(150, 150, p50_ms=3), _cost(200, 200, p50_ms=4)],
         "per_request": [_cost(800, 800, p50_ms=4), _cost(1500, 1500, p50_ms=3), _cost(1800, 1800, p50_ms=16)],
         "echo": [_cost(50), _cost(50), _cost(100)],
     }
     return [
-        bench.Round(name, connections, its[number], missing=number)
+        order_cost.Round(name, connections, its[number], missing=number)
         for number in range(3)
         for name, its in costs.items()
     ]
@@ -45,14 +45,14 @@ def _row(summary: list[dict[str, Any]], contestant: str, connections: int = 64) 
 
 def test_figures_are_medians_and_counts_are_sums() -> None:
     """A row holds the median of every figure, and the sum of what was answered, refused and missing."""
-    row = _row(bench.summarise(_rounds()), "per_request")
+    row = _row(order_cost.summarise(_rounds()), "per_request")
     assert (row["service_us"], row["postgres_us"], row["total_us"]) == (1500, 1500, 3000)
     assert (row["answers"], row["refused"], row["missing"]) == (30, 3, 3)
 
 
 def test_ratios_compare_rounds_of_the_same_number() -> None:
     """A ratio is taken round by round, so that a machine that slows down in between does not bend it."""
-    summary = bench.summarise(_rounds())
+    summary = order_cost.summarise(_rounds())
     assert _row(summary, "per_request")["cost_ratio"] == [8, 9, 10]
     assert _row(summary, "per_request")["latency_ratio"] == [1, 2, 4]
     assert _row(summary, "service")["own_ratio"] == [2, 2, 3]
@@ -61,33 +61,33 @@ def test_ratios_compare_rounds_of_the_same_number() -> None:
 
 def test_loads_are_summed_up_apart() -> None:
     """Rounds under another number of connections have a row of their own."""
-    summary = bench.summarise([*_rounds(64), *_rounds(500)])
+    summary = order_cost.summarise([*_rounds(64), *_rounds(500)])
     assert _row(summary, "echo", 64) | {"connections": 500} == _row(summary, "echo", 500)
     assert len(summary) == 6
 
 
 def test_without_the_service_or_the_echo_there_is_no_ratio_to_them() -> None:
     """A run of some contestants alone gives their figures, and no ratios to those that are not there."""
-    row = _row(bench.summarise([r for r in _rounds() if r.contestant == "per_request"]), "per_request")
+    row = _row(order_cost.summarise([r for r in _rounds() if r.contestant == "per_request"]), "per_request")
     assert "cost_ratio" not in row
     assert "own_ratio" not in row
-    assert bench.reached([row]) == []
+    assert order_cost.reached([row]) == []
 
 
 def test_a_round_without_a_tick_of_cpu_gives_no_ratio() -> None:
     """Where a round is too short for the kernel's clock the ratio is left out."""
-    rounds = [bench.Round("service", 1, _cost(0), 0), bench.Round("echo", 1, _cost(50), 0)]
-    assert _row(bench.summarise(rounds), "echo", 1)["cost_ratio"] is None
+    rounds = [order_cost.Round("service", 1, _cost(0), 0), order_cost.Round("echo", 1, _cost(50), 0)]
+    assert _row(order_cost.summarise(rounds), "echo", 1)["cost_ratio"] is None
 
 
 def test_targets_are_told_for_what_was_measured() -> None:
     """Each target compares the median with its limit, in its direction."""
-    targets = bench.reached(bench.summarise(_rounds()))
+    targets = order_cost.reached(order_cost.summarise(_rounds()))
     assert [(t.ratio[1], t.limit, t.reached) for t in targets] == [(9, 8, True), (2, 3, True)]
-    (slow,) = bench.reached(bench.summarise(_rounds(500)))
+    (slow,) = order_cost.reached(order_cost.summarise(_rounds(500)))
     assert (slow.limit, slow.reached) == (10, False)
     assert slow.line.startswith("NOT reached: ")
-    (lone,) = bench.reached(bench.summarise(_rounds(1)))
+    (lone,) = order_cost.reached(order_cost.summarise(_rounds(1)))
     assert (lone.ratio[1], lone.reached) == (2, True)
 
 

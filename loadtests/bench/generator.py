@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import orjson
 
+SHIPPED_PRODUCTS = [f"SKU-{number:04d}" for number in range(1, 1001)]  # what the service starts with
+
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -35,7 +37,13 @@ class OrderRequests:
     """`POST /orders` of *lines* lines over *product_ids*, each order with a key of its own."""
 
     def __init__(
-        self, url: str, product_ids: Sequence[str], *, lines: int = 2, seed: int = 1, variants: int = 512
+        self,
+        url: str,
+        product_ids: Sequence[str] = SHIPPED_PRODUCTS,
+        *,
+        lines: int = 2,
+        seed: int = 1,
+        variants: int = 512,
     ) -> None:
         choose = random.Random(seed)  # noqa: S311 - repeatable, not secret
         run = uuid.uuid4().hex

@@ -21,8 +21,9 @@ from typing import Any
 
 from rich.console import Console
 
-from loadtests import generator, measurement, processes
-from loadtests.reporting import (
+from loadtests import processes
+from loadtests.bench import generator, measurement
+from loadtests.bench.reporting import (
     Steps,
     Target,
     milliseconds_text,
@@ -32,9 +33,8 @@ from loadtests.reporting import (
     show_targets,
     table,
 )
-from loadtests.scraper import Scrape, scraping
+from loadtests.bench.scraper import Scrape, scraping
 
-_PRODUCTS = [f"SKU-{number:04d}" for number in range(1, 1001)]
 _INTERVAL_SECONDS = 1.0
 _HALF_SECONDS = _INTERVAL_SECONDS / 2
 _IDLE_SECONDS = 2.0
@@ -63,7 +63,7 @@ class Phase:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 where an acknowledged order is missing, or the run came to nothing."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.scrape_cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtests.bench.scrape_cost", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute: shorter phases, fewer of them")
     parser.add_argument(
         "--rounds", type=int, help="of a phase with and one without scrapes (default 4; quick: 2)"
@@ -115,7 +115,7 @@ def _run(
         steps.next("starting the service")
         postgres = stack.enter_context(processes.embedded_postgres(folder))
         server = stack.enter_context(processes.service(postgres.create_database("bench_scrape"), folder))
-        requests = generator.OrderRequests(server.url, _PRODUCTS)
+        requests = generator.OrderRequests(server.url)
         steps.next("scraping an idle service")
         measurement.drive(server.url, requests, connections=min(loads), seconds=_WARM_UP_SECONDS)
         with scraping(f"{server.url}/metrics", _IDLE_INTERVAL_SECONDS) as idle:

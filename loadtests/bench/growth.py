@@ -20,8 +20,9 @@ from typing import Any
 import psycopg2
 from rich.console import Console
 
-from loadtests import charts, generator, measurement, process_stats, processes
-from loadtests.reporting import (
+from loadtests import processes
+from loadtests.bench import charts, generator, measurement, process_stats
+from loadtests.bench.reporting import (
     Steps,
     Target,
     milliseconds_text,
@@ -32,7 +33,6 @@ from loadtests.reporting import (
     table,
 )
 
-_PRODUCTS = [f"SKU-{number:04d}" for number in range(1, 1001)]
 _CONNECTIONS = 64
 _PAGE_LIMIT = 20
 _ORDERS_PER_CUSTOMER = 100
@@ -99,7 +99,7 @@ class Sized:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the measurement; 1 where an acknowledged order is missing, or the run came to nothing."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.growth", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtests.bench.growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small tables, short rounds: a smoke test")
     parser.add_argument("--sizes", type=int, nargs="+", help="orders stored (default 10000 1000000 5000000)")
     parser.add_argument("--lines", type=int, nargs="+", default=[1, 10, 50], help="per order")
@@ -188,7 +188,7 @@ def _sized(size: int, postgres: processes.Postgres, folder: Path, steps: Steps) 
         ids, customers = _samples(dsn)
         url = server.url
         requests: dict[str, generator.Requests] = {
-            "POST": generator.OrderRequests(url, _PRODUCTS),
+            "POST": generator.OrderRequests(url),
             "GET": generator.ReadRequests(url, [f"/orders/{order_id}" for order_id in ids]),
             "newest page": generator.ReadRequests(url, [f"/orders?limit={_PAGE_LIMIT}"]),
             "customer's page": generator.ReadRequests(url, [_page_of(customer) for customer in customers]),
@@ -243,7 +243,7 @@ def _page_of(customer_id: str) -> str:
 
 def _workloads_of_lines(server: processes.Server, count: int) -> dict[str, generator.Requests]:
     """Storing orders of *count* lines, and reading what a first second of that has stored."""
-    post = generator.OrderRequests(server.url, _PRODUCTS, lines=count)
+    post = generator.OrderRequests(server.url, lines=count)
     stored = measurement.drive(server.url, post, connections=_CONNECTIONS, seconds=1).acknowledged_ids
     return {
         "POST": post,

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from loadtests import charts, flame_graphs
+from loadtests.bench import charts, flame_graphs
 
 _SHOWN = 30
 

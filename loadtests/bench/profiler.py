@@ -22,14 +22,14 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from loadtests import flame_graphs, generator, measurement, processes, profile_page
-from loadtests.flame_graphs import Profile
-from loadtests.reporting import Steps, report_console, show_machine, table
+from loadtests import processes
+from loadtests.bench import flame_graphs, generator, measurement, profile_page
+from loadtests.bench.flame_graphs import Profile
+from loadtests.bench.reporting import Steps, report_console, show_machine, table
 
 STAGES = ("parse", "price", "queue", "store", "respond")
 
-_PRODUCTS = [f"SKU-{number:04d}" for number in range(1, 1001)]
-_LAUNCHER = (sys.executable, "-m", "loadtests.profiled_service")
+_LAUNCHER = (sys.executable, "-m", "loadtests.bench.profiled_service")
 _SAMPLES_PER_SECOND = 250
 _SCRAPE_SECONDS = 1.0  # a scrape costs the service some milliseconds
 _PATIENCE_SECONDS = 60.0
@@ -40,7 +40,7 @@ _TITLE = re.compile(r'(<text id="title"[^>]*>)[^<]*(</text>)')  # py-spy writes 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Profile the service and write the page; 1 where that could not be done."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.profiler", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtests.bench.profiler", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="4 seconds of load instead of 15")
     parser.add_argument(
         "--seconds", type=float, help="of load in each of the two runs (default 15; quick: 4)"
@@ -84,7 +84,7 @@ def _profile(console: Console, output: Path, connections: int, seconds: float) -
         dsn = postgres.create_database("profile")
         steps.next("starting the service")
         with processes.service(dsn, folder, name="service-cpu", command=_LAUNCHER) as service:
-            requests = generator.OrderRequests(service.url, _PRODUCTS)
+            requests = generator.OrderRequests(service.url)
             measurement.drive(service.url, requests, connections=connections, seconds=1)
             steps.next(f"sampling its stacks for {seconds:g} s, under {connections} connections")
             with _sampled(service, output / "cpu.svg"), _scraped(service.url) as scrapes:
@@ -98,7 +98,7 @@ def _profile(console: Console, output: Path, connections: int, seconds: float) -
         with processes.service(
             dsn, folder, name="service-allocations", command=command, stdin=subprocess.PIPE
         ) as service:
-            requests = generator.OrderRequests(service.url, _PRODUCTS)
+            requests = generator.OrderRequests(service.url)
             measurement.drive(service.url, requests, connections=connections, seconds=min(seconds / 2, 3))
             steps.next(f"following its allocations for {seconds:g} s")
             allocations = _allocations(service, requests, folder, connections, seconds)

@@ -1,4 +1,4 @@
-"""Reads a page at a steady pace, as Prometheus does: `python -m loadtests.scraper URL INTERVAL_SECONDS`, for ever.
+"""Reads a page at a steady pace, as Prometheus does: `python -m loadtests.bench.scraper URL INTERVAL_SECONDS`.
 
 It is a process of its own, so that what it measures waits for nothing but the service. Each scrape is a line of JSON on
 standard output: [started at by time.perf_counter, seconds, bytes].
@@ -45,7 +45,7 @@ def scraping(url: str, interval_seconds: float) -> Iterator[Scrapes]:
         RuntimeError: not a single scrape came through.
     """
     scrapes = Scrapes()
-    command = [sys.executable, "-m", "loadtests.scraper", url, f"{interval_seconds:g}"]
+    command = [sys.executable, "-m", "loadtests.bench.scraper", url, f"{interval_seconds:g}"]
     with processes.child(command, stdout=subprocess.PIPE) as process:
         yield scrapes
         process.terminate()

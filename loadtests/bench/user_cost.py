@@ -1,7 +1,7 @@
 """What an order costs in the generator: Locust's two HTTP users and ours, on one target, taking turns.
 
-`python -m loadtests.user_cost [--rounds 5] [--seconds 3]` prints CPU microseconds per order (medians of the rounds),
-and ratios, which are what to quote: speeds drift, and do so for all three.
+`python -m loadtests.bench.user_cost [--rounds 5] [--seconds 3]` prints CPU microseconds per order (medians of the
+rounds), and ratios, which are what to quote: speeds drift, and do so for all three.
 """
 
 import argparse
@@ -110,7 +110,7 @@ _KINDS = ("HttpUser", "FastHttpUser", "OrderUser")
 
 def measure(rounds: int, seconds: float) -> dict[str, float]:
     """CPU microseconds per order of each kind of user, the median of *rounds* interleaved runs."""
-    command = [sys.executable, "-m", "loadtests.user_cost"]
+    command = [sys.executable, "-m", "loadtests.bench.user_cost"]
     figures: dict[str, list[float]] = {kind: [] for kind in _KINDS}
     with subprocess.Popen([*command, "--serve"], stdout=subprocess.PIPE, text=True) as target:  # noqa: S603
         try:

@@ -1,4 +1,4 @@
-"""`python -m loadtests.profiled_service [--allocations]`: the service, and leave to look into it.
+"""`python -m loadtests.bench.profiled_service [--allocations]`: the service, and leave to look into it.
 
 It runs `python -m app` in this process, unchanged. Any process of the same account may then attach to it, also where
 the kernel grants that to ancestors alone (Yama, ptrace_scope 1), so that a profiler started later needs no privilege.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 _PR_SET_PTRACER, _PR_SET_PTRACER_ANY = 0x59616D61, -1  # prctl(2); ignored by a kernel without Yama
 _FRAMES = 12  # from a library's allocation up to the line of app/ that called it
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:

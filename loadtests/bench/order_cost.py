@@ -17,8 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
-from loadtests import charts, generator, measurement, processes
-from loadtests.reporting import (
+from loadtests import processes
+from loadtests.bench import charts, generator, measurement
+from loadtests.bench.reporting import (
     Steps,
     Target,
     milliseconds_text,
@@ -29,7 +30,6 @@ from loadtests.reporting import (
     table,
 )
 
-_PRODUCTS = [f"SKU-{number:04d}" for number in range(1, 1001)]
 _WARM_UP_CONNECTIONS = 64  # enough to open every contestant's pool of 50
 
 # Pools of 50 each, of the server's 120: they fit because the service, which stores with one writer, keeps the ten
@@ -73,7 +73,7 @@ class _Running:
 
 def main(arguments: Sequence[str] | None = None, contestants: Sequence[Contestant] = CONTESTANTS) -> int:
     """Run the benchmark; 1 where an acknowledged order is missing, or the run came to nothing."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtests.bench.order_cost", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute: shorter rounds, fewer of them")
     parser.add_argument("--rounds", type=int, help="per contestant and load (default 3; quick: 2)")
     parser.add_argument("--seconds", type=float, help="of a round (default 4; quick: 1)")
@@ -165,7 +165,7 @@ def _started(contestant: Contestant, postgres: processes.Postgres, folder: Path)
             server = stack.enter_context(
                 processes.server(contestant.name, command, port=port, dsn=dsn, folder=folder)
             )
-        yield _Running(contestant, server, generator.OrderRequests(server.url, _PRODUCTS))
+        yield _Running(contestant, server, generator.OrderRequests(server.url))
 
 
 def _round(running: _Running, postgres: processes.Postgres, connections: int, seconds: float) -> Round:
