@@ -20,6 +20,7 @@ run: $(VENV)/.installed-local ## serve on port 8000, with a Postgres of its own 
 .PHONY: test
 test: $(VENV)/.installed-dev ## the tests (under 5 minutes)
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	@echo 'not run: the long proofs, those under real load, and those that need Debian packages; `make test-slow` runs them'
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## the long proofs, those under real load, and those that need Debian packages
