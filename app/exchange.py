@@ -78,6 +78,12 @@ class Exchange:
         """Let *app* serve the request; what it leaves unanswered is answered or cut off."""
         try:
             await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this request: something it waited for was, and the client still waits.
+            _log.exception("application_failed")
         except Exception:  # noqa: BLE001 - logged; there is nobody above who could do anything about it
             _log.exception("application_failed")
         if self.response_complete or self.disconnected:

@@ -133,11 +133,18 @@ async def failing(scope: Scope, receive: Receive, send: Send) -> None:
     raise ValueError("a defect")
 
 
+async def cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+    waited_for = asyncio.get_running_loop().create_future()
+    waited_for.cancel()
+    await waited_for
+
+
 @pytest.mark.parametrize(
     "app",
     [
         pytest.param(silent, id="no answer"),
         pytest.param(failing, id="an exception"),
+        pytest.param(cancelled, id="a cancellation that is not its own"),
         pytest.param(answering(200, [(b"x", b"a\r\nset-cookie: b"), *LENGTH], b"hello"), id="CRLF"),
         pytest.param(answering(200, [(b"x", b"a\nset-cookie: b"), *LENGTH], b"hello"), id="LF"),
         pytest.param(answering(200, [(b"x", b"a\rset-cookie: b"), *LENGTH], b"hello"), id="CR"),
