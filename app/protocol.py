@@ -132,25 +132,28 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._reading == _DISCARDING:
-            return
+        rest = memoryview(data)
+        while rest and self._reading != _DISCARDING:
+            rest = self._read(rest)
+
+    def _read(self, data: memoryview) -> memoryview:
+        """Parse *data*, and return what of it is still to be parsed."""
         self._chunk_bytes = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # An offer that may be ignored (RFC 9110, 7.8): clients go on in HTTP/1.1 (Java's HttpClient offers h2c
             # by default). uvicorn would drop the rest of the chunk, and log a warning each time.
-            if rest := data[upgrade.args[0] :]:
-                self.data_received(rest)
-            return
+            return data[upgrade.args[0] :]
         except httptools.HttpParserError as exc:
             if isinstance(exc.__context__, _HeadTooLarge):
                 self._refuse_head()
             else:
                 self._refuse(Validation("the request is not valid HTTP/1.1", status=400))
-            return
-        if self._reading != _NOTHING:
-            self._await_more()
+        else:
+            if self._reading != _NOTHING:
+                self._await_more()
+        return data[:0]
 
     @override
     def shutdown(self) -> None:

@@ -401,6 +401,16 @@ async def test_an_offered_upgrade_is_ignored() -> None:
         assert (await client.answer())[0] == 200
 
 
+async def test_very_many_upgrades_are_ignored() -> None:
+    """As many as arrive at once: no depth of the interpreter bounds them."""
+    async with serving() as service:
+        client = await service.connect(
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 2000
+        )
+        for _ in range(2000):
+            assert (await client.answer())[0] == 200
+
+
 # The connection's end
 
 
