@@ -26,6 +26,9 @@ class Connection(Protocol):
     flow: FlowControl
     server_state: ServerState
 
+    def resume_reading(self) -> None:
+        """Read on, unless requests that were read already wait for their turn."""
+
     def on_response_complete(self) -> None:
         """Go on with the next request."""
 
@@ -95,11 +98,11 @@ class Exchange:
 
     async def receive(self) -> Message:
         """The ASGI `receive`: the next part of the body, or that the client is gone or answered."""
-        if self.wants_continue and not self.response_started:
-            self.wants_continue = False
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.disconnected and not self.response_complete:
-            self._connection.flow.resume_reading()
+            if self.wants_continue and not self.response_started:
+                self.wants_continue = False
+                self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._connection.resume_reading()
             await self.message_event.wait()
             self.message_event.clear()
         if self.disconnected or self.response_complete:

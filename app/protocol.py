@@ -116,6 +116,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._flushed_at = 0  # the last sweep that found nothing unsent
         self._retires_at = 0
         self._retiring = shared.draining
+        # The oldest without its answer; `cycle` is the newest that was read.
+        self._serving: Exchange | None = None
         self._refusal: ServiceError | None = None  # owed, after the answers before it
         self._chunk_bytes = 0
         self._head_bytes = 0  # of the chunks before this one; the one it began in counts as 1
@@ -129,6 +131,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._since = self._flushed_at = shared.sweeps
         age = shared.limits.max_age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
         self._retires_at = shared.sweeps + shared.sweeps_of(age)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._serving is not None:  # with requests behind it, it is not the cycle
+            self._serving.disconnected = True
+            self._serving.message_event.set()
+        # An exchange knows its connection: what would stay, bodies and all, until the collector of cycles runs.
+        self.pipeline.clear()
+        self.cycle = self._serving = None  # type: ignore[assignment]
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -184,11 +196,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         ):
             raise _HeadTooLarge
         previous = self.cycle
+        is_old = self.parser.get_http_version() == "1.0"
         self.cycle = exchange = Exchange(  # type: ignore[assignment]
             self,
             self._scope(),
-            wants_continue=self.expect_100_continue,
-            keep_alive=self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0",
+            wants_continue=self.expect_100_continue and not is_old,  # which knows no 100 (RFC 9110, 10.1.1)
+            keep_alive=self.parser.should_keep_alive() and not is_old,
         )
         self.headers = []  # trailers would be added to those the application reads
         self._reading = _BODY
@@ -197,7 +210,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if previous is None or previous.response_complete:
             if self._retiring:
                 exchange.keep_alive = False
-            self._start_asgi_task(exchange, self.app)  # type: ignore[arg-type]
+            self._serve(exchange)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
@@ -227,16 +240,21 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
+            cycle, _ = self.pipeline.pop()
             if self._retiring and not self.pipeline:
                 cycle.keep_alive = False
-            self._start_asgi_task(cycle, app)
+            self._serve(cycle)  # type: ignore[arg-type]
         elif self._refusal is not None:
             self.answer(self._refusal)
         elif self._reading == _NOTHING:
             self._since = self._shared.sweeps
+        self.resume_reading()
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests that were read already wait: a chunk per answer would let them grow forever."""
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     def close_after_answer(self) -> None:
         """Close, gently where the request's body is still arriving; a refusal that lingers does so by itself."""
@@ -298,6 +316,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     # Inside
+
+    def _serve(self, exchange: Exchange) -> None:
+        self._serving = exchange
+        self._start_asgi_task(exchange, self.app)  # type: ignore[arg-type]
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

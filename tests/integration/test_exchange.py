@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
 from typing import Any
 
@@ -179,6 +181,10 @@ async def test_an_answer_of_the_wrong_length_is_cut_off(parts: tuple[bytes, ...]
         (b"/a?b?c", "/a", b"/a", b"b?c"),
         (b"//a", "//a", b"//a", b""),
         (b"http://x/a?b=c", "/a", b"/a", b"b=c"),
+        (b"http://x?b=c", "/", b"/", b"b=c"),
+        (b"*", "*", b"*", b""),
+        (b"/%ff%C3%A9%", "/\ufffdé%", b"/%ff%C3%A9%", b""),
+        (b"/%2561", "/%61", b"/%2561", b""),
         (b"/a#b", "/a", b"/a", b""),
     ],
 )
@@ -229,3 +235,83 @@ async def test_the_end_of_the_client_reaches_the_application() -> None:
                 await exchange(request(b"POST", b"/", b"body"))
         async with asyncio.timeout(10):
             await ended.wait()
+
+
+class Mark:
+    """Something that can be seen to die."""
+
+
+async def test_an_exchange_dies_with_its_connection() -> None:
+    """Without the collector of cycles, which seldom runs: bodies would pile up."""
+    made: list[weakref.ref[Any]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["mark"] = mark = Mark()
+        made.extend((weakref.ref(mark), weakref.ref(receive.__self__._connection)))  # type: ignore[attr-defined]
+        await answering(204, [], b"")(scope, receive, send)
+
+    gc.disable()
+    try:
+        async with serving(app) as exchange:
+            await exchange(request(b"POST", b"/", b"body"))
+            await exchange(request(b"POST", b"/", b"body") + request())
+            async with asyncio.timeout(10):
+                while any(reference() for reference in made):  # noqa: ASYNC110  # nothing tells
+                    await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+    assert len(made) >= 4
+
+
+async def test_a_large_body_waits_for_the_application() -> None:
+    """Little more than what it has taken is read; when it goes on it gets the rest, and in order."""
+    body = bytes(range(256)) * 40_000
+    go_on = asyncio.Event()
+    connections: list[Any] = []
+    received = bytearray()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        connections.append(receive.__self__)  # type: ignore[attr-defined]
+        await go_on.wait()
+        more = True
+        while more:
+            message = await receive()
+            assert len(message["body"]) < 1_000_000
+            received.extend(message["body"])
+            more = message["more_body"]
+        await answering(204, [], b"")(scope, receive, send)
+
+    async with serving(app) as exchange:
+        asking = asyncio.create_task(exchange(request(b"POST", b"/", body)))
+        async with asyncio.timeout(10):
+            while not connections or not connections[0]._connection.flow.read_paused:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(connections[0].body) < 1_000_000
+        go_on.set()
+        assert (await asking).startswith(b"HTTP/1.1 204")
+    assert received == body
+
+
+async def test_a_body_in_very_many_chunks() -> None:
+    """Every chunk of one byte arrives, once and in order."""
+    received = bytearray()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            received.extend(message["body"])
+            more = message["more_body"]
+        await answering(204, [], b"")(scope, receive, send)
+
+    body = bytes(number % 251 for number in range(50_000))
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    async with serving(app) as exchange:
+        answer = await exchange(
+            b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + chunks
+            + b"0\r\n\r\n"
+        )
+    assert answer.startswith(b"HTTP/1.1 204")
+    assert received == body

@@ -21,26 +21,36 @@ QUICK = 0.02  # seconds between sweeps
 
 
 class Echo:
-    """Answers with the request's body; /held waits until released, /early answers 413 before it reads."""
+    """Answers with the request's body.
+
+    /held waits until released, /early answers 413 before it reads; /late reads first when released, and /wait never
+    answers: both end when their client has.
+    """
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.headers: list[tuple[bytes, bytes]] = []
         self.held = asyncio.Event()
         self.release = asyncio.Event()
+        self.ended = asyncio.Event()
         self.answer: bytes | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/early":
             await self._send(send, 413, b"too large", [(b"connection", b"close")])
             return
+        if scope["path"] == "/late":
+            await self.release.wait()
         body = b""
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
+                self.ended.set()
                 return
             body += message["body"]
-            if not message["more_body"]:
+            if scope["path"] == "/wait":
+                self.held.set()
+            elif not message["more_body"]:
                 break
         self.bodies.append(body)
         self.headers = scope["headers"]
@@ -166,6 +176,63 @@ async def test_a_client_that_asks_first_is_told_to_go_on() -> None:
         status, head, body = await client.answer()
         assert (status, body) == (200, b"abc")
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_a_client_of_http_1_0_gets_nothing_but_the_answer() -> None:
+    """It knows no 100, and would take it for the answer; the connection ends with it."""
+    async with serving() as service:
+        client = await service.connect(
+            b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        )
+        await until(lambda: any(connection.cycle for connection in service.server.open))
+        await asyncio.sleep(2 * QUICK)
+        client.writer.write(b"abc")
+        status, head, body = await client.answer()
+        assert (status, body) == (200, b"abc")
+        assert b"connection: close\r\n" in head
+        assert await client.reader.read() == b""
+
+
+async def test_nobody_is_told_to_go_on_after_a_refusal() -> None:
+    """Where the body was late before the application asked for it, all it gets is that the client is gone."""
+    async with serving(body_seconds=0.1) as service:
+        client = await service.connect(
+            b"POST /late HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        )
+        assert_refused(await client.answer(), 408, "timeout")
+        service.echo.release.set()
+        await service.echo.ended.wait()
+        assert await client.reader.read() == b""
+
+
+async def test_requests_that_wait_stop_the_reading() -> None:
+    """However much a client sends ahead, and however often it is answered, one chunk's requests are kept."""
+    async with serving() as service:
+        ahead = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n" * 60_000
+        client = await service.connect(ahead)
+        await service.echo.held.wait()
+        (connection,) = service.server.open
+        waiting = len(connection.pipeline)
+        service.echo.release.set()
+        lengths = []
+        for _ in range(200):
+            assert (await client.answer())[0] == 200
+            lengths.append(len(connection.pipeline))
+        assert waiting > 1000
+        assert max(lengths) <= waiting
+
+
+async def test_the_end_of_the_client_reaches_a_request_that_others_wait_behind() -> None:
+    """The application is told, and nothing of it stays."""
+    async with serving() as service:
+        client = await service.connect(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        await service.echo.held.wait()
+        (connection,) = service.server.open
+        assert len(connection.pipeline) == 2
+        connection.transport.abort()
+        await service.echo.ended.wait()
+        assert await client.reader.read() == b""
+        await until(lambda: not service.server._state.tasks)
 
 
 async def test_the_date_moves_on() -> None:
@@ -337,11 +404,13 @@ async def test_trailers_are_not_headers() -> None:
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET / HTTP/1.1\r\nNo colon\r\n\r\n",
         b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnot hex\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
-    ids=["request line", "version", "header", "target", "content length", "chunk", "TLS"],
+    ids=["request line", "version", "header", "target", "CONNECT", "path", "content length", "chunk", "TLS"],
 )
 async def test_a_malformed_request_is_refused(request_: bytes) -> None:
     """What is not HTTP/1.1 is answered 400, counted, and the connection closed."""
