@@ -25,6 +25,7 @@ from loadtests.bench import charts, generator, measurement, process_stats
 from loadtests.bench.reporting import (
     Steps,
     Target,
+    command,
     milliseconds_text,
     ratio_text,
     report_console,
@@ -97,6 +98,7 @@ class Sized:
     requests: dict[str, generator.Requests]
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the measurement; 1 where an acknowledged order is missing, or the run came to nothing."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench.growth", description=__doc__)
@@ -113,14 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = options.seconds or (1.0 if options.quick else 4.0)
     soak_seconds = options.soak if options.soak is not None else (5.0 if options.quick else 600.0)
     console = report_console()
-    try:
-        growth, lines, soak = _run(console, sizes, options.lines, rounds, seconds, soak_seconds)
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return 130
-    except RuntimeError as exc:
-        console.print(str(exc), style="red", markup=False, soft_wrap=True)
-        return 1
+    growth, lines, soak = _run(console, sizes, options.lines, rounds, seconds, soak_seconds)
     report: dict[str, Any] = {
         "machine": processes.machine(),
         "connections": _CONNECTIONS,

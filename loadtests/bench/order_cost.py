@@ -22,6 +22,7 @@ from loadtests.bench import charts, generator, measurement
 from loadtests.bench.reporting import (
     Steps,
     Target,
+    command,
     milliseconds_text,
     ratio_text,
     report_console,
@@ -71,6 +72,7 @@ class _Running:
     requests: generator.OrderRequests
 
 
+@command
 def main(arguments: Sequence[str] | None = None, contestants: Sequence[Contestant] = CONTESTANTS) -> int:
     """Run the benchmark; 1 where an acknowledged order is missing, or the run came to nothing."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench.order_cost", description=__doc__)
@@ -84,20 +86,13 @@ def main(arguments: Sequence[str] | None = None, contestants: Sequence[Contestan
     rounds = options.rounds or (2 if options.quick else 3)
     seconds = options.seconds or (1.0 if options.quick else 4.0)
     console = report_console()
-    try:
-        results = _run(
-            console,
-            [c for c in contestants if options.only is None or c.name in options.only],
-            options.connections,
-            rounds,
-            seconds,
-        )
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return 130
-    except RuntimeError as exc:
-        console.print(str(exc), style="red", markup=False, soft_wrap=True)
-        return 1
+    results = _run(
+        console,
+        [c for c in contestants if options.only is None or c.name in options.only],
+        options.connections,
+        rounds,
+        seconds,
+    )
     summary = summarise(results)
     targets = reached(summary)
     report = {
@@ -113,10 +108,7 @@ def main(arguments: Sequence[str] | None = None, contestants: Sequence[Contestan
     missing = sum(result.missing for result in results)
     _show(console, summary, targets)
     if missing:
-        console.print(
-            f"{missing} acknowledged orders are not in the database: no figure here counts", style="red"
-        )
-        return 1
+        raise RuntimeError(f"{missing} acknowledged orders are not in the database: no figure here counts")
     _write(options.output, report, summary, targets)
     console.print(
         f"the tables as Markdown, all rounds as JSON, and a picture: {options.output}", soft_wrap=True

@@ -25,7 +25,7 @@ from rich.console import Console
 from loadtests import processes
 from loadtests.bench import flame_graphs, generator, measurement, profile_page
 from loadtests.bench.flame_graphs import Profile
-from loadtests.bench.reporting import Steps, report_console, show_machine, table
+from loadtests.bench.reporting import Steps, command, report_console, show_machine, table
 
 STAGES = ("parse", "price", "queue", "store", "respond")
 
@@ -38,6 +38,7 @@ _NAME_WIDTH = 60
 _TITLE = re.compile(r'(<text id="title"[^>]*>)[^<]*(</text>)')  # py-spy writes its command line there
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Profile the service and write the page; 1 where that could not be done."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench.profiler", description=__doc__)
@@ -52,16 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = options.seconds or (4.0 if options.quick else 15.0)
     output = options.output or processes.ROOT / f"loadtests/results/profile-{time.strftime('%Y%m%d-%H%M%S')}"
     console = report_console()
-    try:
-        baseline = _load(options.baseline) if options.baseline else None
-        output.mkdir(parents=True, exist_ok=True)
-        profile = _profile(console, output, options.connections, seconds)
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return 130
-    except (RuntimeError, OSError) as exc:
-        console.print(str(exc), style="red", markup=False, soft_wrap=True)
-        return 1
+    baseline = _load(options.baseline) if options.baseline else None
+    output.mkdir(parents=True, exist_ok=True)
+    profile = _profile(console, output, options.connections, seconds)
     (output / "profile.json").write_text(json.dumps(profile, indent=1))
     page = profile_page.write(output, profile, baseline)
     _show(console, profile, baseline)

@@ -1,16 +1,19 @@
-"""What the benchmarks have in common on a terminal: progress, tables, and targets reached or not."""
+"""What the benchmarks have in common on a terminal: progress, tables, targets reached or not, and ends."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from loadtests import processes
+
+_P = ParamSpec("_P")
 
 _WIDTH = 100
 _COARSE_FROM = 10  # ratios from here on need a decimal less
@@ -19,6 +22,23 @@ _COARSE_FROM = 10  # ratios from here on need a decimal less
 def report_console() -> Console:
     """Standard output, at least 100 columns wide, so that a table keeps its form in a pipe."""
     return Console(width=max(_WIDTH, Console().width), highlight=False)
+
+
+def command(main: Callable[_P, int]) -> Callable[_P, int]:
+    """Let *main* say in a sentence what ended it: 130 after Ctrl-C, 1 where it came to nothing."""
+
+    @functools.wraps(main)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except KeyboardInterrupt:
+            report_console().print("stopped")
+            return 130
+        except (RuntimeError, OSError) as exc:
+            report_console().print(str(exc), style="red", markup=False, soft_wrap=True)
+            return 1
+
+    return run
 
 
 class Steps:

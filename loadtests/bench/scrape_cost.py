@@ -26,6 +26,7 @@ from loadtests.bench import generator, measurement
 from loadtests.bench.reporting import (
     Steps,
     Target,
+    command,
     milliseconds_text,
     ratio_text,
     report_console,
@@ -61,6 +62,7 @@ class Phase:
     missing: int  # acknowledged, and not in the database
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 where an acknowledged order is missing, or the run came to nothing."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench.scrape_cost", description=__doc__)
@@ -75,23 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = options.rounds or (2 if options.quick else 4)
     seconds = options.seconds or (5.0 if options.quick else 10.0)
     console = report_console()
-    try:
-        idle, phases = _run(console, options.connections, rounds, seconds)
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return 130
-    except RuntimeError as exc:
-        console.print(str(exc), style="red", markup=False, soft_wrap=True)
-        return 1
+    idle, phases = _run(console, options.connections, rounds, seconds)
     missing = sum(phase.missing for phase in phases)
     rows = [summarise(phases, connections) for connections in options.connections]
     targets = [target for row in rows for target in judge(row)]
     _show(console, idle, rows, targets)
     if missing:
-        console.print(
-            f"{missing} acknowledged orders are not in the database: no figure here counts", style="red"
-        )
-        return 1
+        raise RuntimeError(f"{missing} acknowledged orders are not in the database: no figure here counts")
     options.output.mkdir(parents=True, exist_ok=True)
     report = {
         "machine": processes.machine(),
