@@ -1,8 +1,10 @@
-"""One fixed piece of work: how long it takes tells whether the machine changed between two runs."""
+"""Whether the machine changed meanwhile: by one fixed piece of work, and by what its host gave to others."""
 
 import hashlib
 import json
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 _ROUNDS = 5
 _DOCUMENT = {
@@ -21,3 +23,26 @@ def calibrate() -> float:
             digest.update(json.dumps(json.loads(json.dumps(_DOCUMENT))).encode())
         fastest = min(fastest, time.perf_counter() - start)
     return fastest
+
+
+class CpuTimes(NamedTuple):
+    """Clock ticks of all cores since the machine started."""
+
+    stolen: int  # a virtual machine was ready to run, and its host ran another one
+    total: int
+
+    def stolen_percent_since(self, before: "CpuTimes") -> float | None:
+        """The share that was stolen; None where no tick has passed."""
+        total = self.total - before.total
+        return 100 * (self.stolen - before.stolen) / total if total else None
+
+
+def cpu_times() -> CpuTimes | None:
+    """Those of now, from the first line of /proc/stat (proc_stat(5)); None where there is none."""
+    try:
+        first, _, _ = Path("/proc/stat").read_text().partition("\n")
+    except OSError:
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already
+    ticks = [int(field) for field in first.split()[1:9]]
+    return CpuTimes(ticks[7], sum(ticks))

@@ -15,6 +15,7 @@ _MAX_REPLICAS = 10
 _BATCH_MAX_SIZE = 100
 
 _SATURATED_PERCENT = 90  # of a core: what a process used that could have used more
+_STOLEN_PERCENT = 5.0
 _DRIFT = 1.1
 
 
@@ -256,12 +257,17 @@ def _generator(record: RunRecord) -> Iterator[Recommendation]:
 
 def _calibration(record: RunRecord) -> Iterator[Recommendation]:
     before, after = record.calibration.before_seconds, record.calibration.after_seconds
+    stolen = record.calibration.stolen_percent
+    found = []
     if before and after and max(before, after) / min(before, after) > _DRIFT:
-        yield Recommendation(
-            "Run again while the machine has nothing else to do.",
+        found.append(
             f"One piece of fixed work took {quantity(before * 1000, 'ms')} before the run and "
-            f"{quantity(after * 1000, 'ms')} after it ({change(after / before)}): the machine changed meanwhile.",
+            f"{quantity(after * 1000, 'ms')} after it ({change(after / before)}): the machine changed meanwhile."
         )
+    if stolen is not None and stolen > _STOLEN_PERCENT:
+        found.append(f"{quantity(stolen, '%')} of the machine's CPU time went to others on its host.")
+    if found:
+        yield Recommendation("Run again while the machine has nothing else to do.", " ".join(found))
 
 
 def _measuring(record: RunRecord) -> Iterator[Recommendation]:

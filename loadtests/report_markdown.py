@@ -167,6 +167,8 @@ def _environment(record: RunRecord) -> Iterator[str]:
     before, after = record.calibration.before_seconds, record.calibration.after_seconds
     if before and after:
         yield f"- calibration work: {number(before * 1000)} ms before, {number(after * 1000)} ms after"
+    if (stolen := record.calibration.stolen_percent) is not None:
+        yield f"- CPU time stolen by the machine's host: {quantity(stolen, '%')}"
     yield f"- warm-up before the measured time: {duration(record.warm_up_seconds)}"
 
 

@@ -244,6 +244,7 @@ def _environment(record: RunRecord) -> Iterable[tuple[str, Pairs]]:
             ("commit", environment.commit),
             ("calibration work before", _milliseconds(calibration.before_seconds)),
             ("calibration work after", _milliseconds(calibration.after_seconds)),
+            ("CPU time stolen by the host", quantity(calibration.stolen_percent, "%")),
         ),
     )
     for title, values in (

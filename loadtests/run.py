@@ -131,7 +131,7 @@ def run(plan: Plan, results: Path, live: LiveLine) -> tuple[RunRecord, Path]:
             stack.enter_context(sampler)
         except (pretest.PretestError, ledger.LedgerError, PrometheusError) as exc:
             raise CouldNotRun(str(exc)) from exc
-        before = calibration.calibrate()
+        before, times_before = calibration.calibrate(), calibration.cpu_times()
         load = _Load(plan, tested, sampler, directory)
         interruption = Interruption()
         with interruption.handled():
@@ -139,7 +139,9 @@ def run(plan: Plan, results: Path, live: LiveLine) -> tuple[RunRecord, Path]:
             live.say("comparing what was acknowledged with what is stored")
             sampler.finish()
             record = _record(plan, tested, load, limits, described, pieces, complete=not interruption.asked)
-    record = dataclasses.replace(record, calibration=Calibration(before, calibration.calibrate()))
+    times_after = calibration.cpu_times()
+    stolen = times_after.stolen_percent_since(times_before) if times_before and times_after else None
+    record = dataclasses.replace(record, calibration=Calibration(before, calibration.calibrate(), stolen))
     compress(directory)
     (directory / "report.json").write_bytes(record.to_json())
     return record, directory

@@ -214,6 +214,7 @@ class Calibration:
 
     before_seconds: float | None = None
     after_seconds: float | None = None
+    stolen_percent: float | None = None  # of the machine's CPU time in between, which its host gave to others
 
 
 @dataclass(frozen=True)

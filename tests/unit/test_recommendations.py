@@ -144,6 +144,10 @@ def test_machine_that_changed_is_named() -> None:
     record = dataclasses.replace(PLAIN, calibration=Calibration(0.25, 0.4))
     assert "+60 %" in advice(record, "Run again while the machine")
     assert "Run again while the machine" not in actions(PLAIN)
+    record = dataclasses.replace(PLAIN, calibration=Calibration(0.25, 0.25, 7.5))
+    assert advice(record, "Run again while the machine").startswith("7.5 % of the machine's CPU time")
+    record = dataclasses.replace(PLAIN, calibration=Calibration(0.25, 0.25, 4.9))
+    assert "Run again while the machine" not in actions(record)
 
 
 def test_what_was_not_measured_says_how_it_would_be() -> None:
