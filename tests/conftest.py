@@ -13,7 +13,10 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from app.embedded_postgres import EmbeddedPostgres
+from app.server import raise_open_files_limit
 from tests.service_process import ServiceProcess
+
+raise_open_files_limit()  # some tests are a thousand clients
 
 # Only for data that no test outlives; `own_postgres` keeps the real settings.
 _WITHOUT_DURABILITY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

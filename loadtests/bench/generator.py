@@ -123,11 +123,15 @@ async def drive(url: str, requests: Requests, *, connections: int, seconds: floa
         async with asyncio.timeout(seconds + _PATIENCE_SECONDS), asyncio.TaskGroup() as group:
             for _ in range(connections):
                 group.create_task(keep_busy())
-    except* OSError as errors:
+    except TimeoutError as exc:
+        raise TimeoutError(f"{url}: no answer") from exc
+    except (
+        ExceptionGroup
+    ) as errors:  # what is raised in an `except*` comes out in a group, in some releases of 3.11
         first = errors.exceptions[0]
-        if isinstance(first, TimeoutError):
-            raise TimeoutError(f"{url}: no answer") from first
-        raise ConnectionError(f"{url}: {first}") from first
+        if isinstance(first, OSError):
+            raise ConnectionError(f"{url}: {first}") from first
+        raise
     outcome.seconds = time.perf_counter() - started_at
     outcome.cpu_seconds = time.process_time() - cpu_at
     return outcome

@@ -1,10 +1,7 @@
 """Orders that queue behind a commit which a lock holds up."""
 
 import asyncio
-import resource
 from collections.abc import Callable
-
-import pytest
 
 from tests.ledger import Ledger
 from tests.locks import holding, until_waiting
@@ -22,13 +19,6 @@ PATIENT = {
     "REQUEST_DEADLINE_SECONDS": 60,
     "DB_STATEMENT_TIMEOUT_SECONDS": 40,
 }
-
-
-@pytest.fixture(autouse=True)
-def open_files() -> None:
-    """A thousand callers need a thousand connections."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def until_queued(service: ServiceProcess, orders: int) -> None:
