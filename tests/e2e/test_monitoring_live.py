@@ -11,13 +11,12 @@ import math
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg2
 import pytest
 
 from app.embedded_postgres import EmbeddedPostgres
@@ -35,6 +33,7 @@ from monitoring.local import Monitor
 from monitoring.rules import alerting_rules
 from tests import performance_test_plan
 from tests.order_api import execute
+from tests.outages import killed
 from tests.service_process import ServiceProcess
 from tests.traffic import Traffic, acknowledged
 
@@ -206,7 +205,7 @@ async def test_health_then_faults(lab: Lab) -> None:
         await agrees_with_the_client(lab, traffic)
         assert {notice.alert for notice in lab.webhook.notices} <= MACHINE
 
-        async with database_away(lab.postgres):
+        async with killed(lab.postgres):
             await lab.told("firing", "CircuitBreakerOpen")
             symptom = ("order-service", "OrderErrorRate")
             await lab.until(lambda: symptom in lab.ever_fired("critical"), TOLD_SECONDS, f"firing: {symptom}")
@@ -267,31 +266,6 @@ async def agrees_with_the_client(lab: Lab, traffic: Traffic) -> None:
         return abs(sum(edge < server for edge in edges) - sum(edge < client for edge in edges)) <= 1
 
     await lab.until(agrees, AGREE_SECONDS, "within a bucket of each other")
-
-
-@contextlib.asynccontextmanager
-async def database_away(server: EmbeddedPostgres) -> AsyncIterator[None]:
-    """Every process of the server is gone; then it is restarted."""
-    for pid in server.processes():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    yield
-    supervisor = asyncio.create_task(server.supervise())
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            while not accepts_connections(server.dsn):  # noqa: ASYNC110  # it is another process
-                await asyncio.sleep(0.05)
-    finally:
-        supervisor.cancel()
-        await asyncio.gather(supervisor, return_exceptions=True)
-
-
-def accepts_connections(dsn: str) -> bool:
-    try:
-        psycopg2.connect(dsn).close()
-    except psycopg2.OperationalError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

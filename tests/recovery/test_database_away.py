@@ -3,21 +3,19 @@
 import asyncio
 import contextlib
 import itertools
-import os
 import re
-import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
 from app.embedded_postgres import EmbeddedPostgres
 from tests.ledger import Ledger
 from tests.order_client import OrderClient, OrderRequest
+from tests.outages import frozen, killed
 from tests.service_process import ServiceProcess
 from tests.traffic import Exchange, Traffic, acknowledged
 
@@ -28,40 +26,6 @@ DEADLINE_SECONDS = 5
 STATEMENT_SECONDS = 2
 AT_ONCE_SECONDS = 1.0  # usually 0.01: far below the 2 s for which a statement or a connect waits
 RECOVERY_SECONDS = 10
-
-
-@asynccontextmanager
-async def frozen(server: EmbeddedPostgres) -> AsyncIterator[None]:
-    """Every process of the server stands still; its connections stay open, and nothing answers."""
-    for _ in range(2):  # what the main process had started meanwhile, too
-        for pid in server.processes():
-            os.kill(pid, signal.SIGSTOP)
-    yield
-    for pid in server.processes():
-        os.kill(pid, signal.SIGCONT)
-
-
-@asynccontextmanager
-async def killed(server: EmbeddedPostgres) -> AsyncIterator[None]:
-    """Every process of the server is gone, without a word; then it is restarted."""
-    for pid in server.processes():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    yield
-    supervisor = asyncio.create_task(server.supervise())
-    async with asyncio.timeout(30):
-        while not accepts_connections(server.dsn):  # noqa: ASYNC110  # it is another process
-            await asyncio.sleep(0.02)
-    supervisor.cancel()
-    await asyncio.gather(supervisor, return_exceptions=True)
-
-
-def accepts_connections(dsn: str) -> bool:
-    try:
-        psycopg2.connect(dsn).close()
-    except psycopg2.OperationalError:
-        return False
-    return True
 
 
 def ttl_seconds(read: Exchange) -> int | None:
