@@ -28,7 +28,7 @@ from loadtests.quantities import change, quantity
 from loadtests.run import CouldNotRun, Plan, run
 from loadtests.run_record import RunRecord
 
-_SLOWER_SERVICE = "tests.slower_service"
+_SLOWER_SERVICE = "tests.support.slower_service"
 _RAMP_SECONDS = 3
 _SETTLE_SECONDS = 2.0
 _ATTEMPTS = 4

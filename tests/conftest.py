@@ -14,7 +14,7 @@ from psycopg2.extensions import make_dsn
 
 from app.embedded_postgres import EmbeddedPostgres
 from app.server import raise_open_files_limit
-from tests.service_process import ServiceProcess
+from tests.support.service_process import ServiceProcess
 
 raise_open_files_limit()  # some tests are a thousand clients
 

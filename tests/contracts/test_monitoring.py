@@ -17,8 +17,8 @@ from monitoring import generate
 from monitoring.dashboards import DASHBOARDS, DATASOURCE_UID, Panel, acceptance_limits
 from monitoring.local import Monitor, MonitorError
 from monitoring.rules import Rule, alerting_rules, metric_names, recording_rules
-from tests.order_api import new_database
-from tests.service_process import ServiceProcess
+from tests.support.order_api import new_database
+from tests.support.service_process import ServiceProcess
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "monitoring"

@@ -15,8 +15,8 @@ from app import errors, metrics
 from app.embedded_postgres import EmbeddedPostgres
 from app.main import create_app
 from app.settings import Settings
-from tests.order_api import new_database
-from tests.service_process import ServiceProcess
+from tests.support.order_api import new_database
+from tests.support.service_process import ServiceProcess
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.auth import new_key
-from tests.service_process import ServiceProcess
+from tests.support.service_process import ServiceProcess
 
 # Every default check is on. Where a status is widened, the schema cannot say what the service knows:
 CONFIGURATION = """

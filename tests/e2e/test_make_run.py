@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.order_client import OrderRequest
-from tests.traffic import Traffic, acknowledged
+from tests.support.order_client import OrderRequest
+from tests.support.traffic import Traffic, acknowledged
 
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534

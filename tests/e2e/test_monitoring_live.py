@@ -31,11 +31,11 @@ from app.metrics import ORDER_PROCESSING_SECONDS
 from monitoring.dashboards import DASHBOARDS
 from monitoring.local import Monitor
 from monitoring.rules import alerting_rules
-from tests import performance_test_plan
-from tests.order_api import execute
-from tests.outages import killed
-from tests.service_process import ServiceProcess
-from tests.traffic import Traffic, acknowledged
+from tests.support import performance_test_plan
+from tests.support.order_api import execute
+from tests.support.outages import killed
+from tests.support.service_process import ServiceProcess
+from tests.support.traffic import Traffic, acknowledged
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +62,7 @@ SLOWNESS = {"OrderLatencyMean", "OrderLatencyP95", "OrderLatencyP99", "BatchQueu
 # More threads than the fault has by itself: with others on the machine it still gets most of a core.
 FAULTY_SERVICE = """
 import sys, threading
-from tests import faulty_services
+from tests.support import faulty_services
 if sys.argv[1] == "burns_cpu":
     for _ in range(9):
         threading.Thread(target=faulty_services.BurningCpu._spin, args=(None,), daemon=True).start()
@@ -270,7 +270,7 @@ async def agrees_with_the_client(lab: Lab, traffic: Traffic) -> None:
 
 @contextlib.contextmanager
 def serving(lab: Lab, fault: str, port: int) -> Iterator[None]:
-    """The service with a fault of tests/faulty_services.py, and one order placed: some faults begin with it."""
+    """The service with a fault of tests/support/faulty_services.py, and one order placed: some faults begin with it."""
     environment = {**os.environ, "PORT": str(port), "DATABASE_URL": lab.postgres.dsn}
     with (lab.directory / f"{fault}-{port}.log").open("wb") as log:
         process = subprocess.Popen(

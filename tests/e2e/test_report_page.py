@@ -15,7 +15,7 @@ import pytest
 
 from loadtests.report import write
 from loadtests.run_record import Check, RunRecord
-from tests.run_records import START, outage, record_of, samples, store
+from tests.support.run_records import START, outage, record_of, samples, store
 
 pytestmark = [
     pytest.mark.slow,

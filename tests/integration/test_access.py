@@ -11,8 +11,8 @@ import pytest
 
 from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgres
-from tests.order_api import Shop, check_problem, check_refusal, new_customer, new_order, open_shop
-from tests.service_process import ServiceProcess
+from tests.support.order_api import Shop, check_problem, check_refusal, new_customer, new_order, open_shop
+from tests.support.service_process import ServiceProcess
 
 _ALICE, _ALICE_ENTRY = new_key("alice")
 _BOB, _BOB_ENTRY = new_key("bob")

@@ -10,7 +10,7 @@ import pytest
 
 from app import schemas
 from app.embedded_postgres import EmbeddedPostgres
-from tests.order_api import Shop, check_problem, check_refusal, new_customer, new_order, open_shop
+from tests.support.order_api import Shop, check_problem, check_refusal, new_customer, new_order, open_shop
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.bench import growth, order_cost, process_stats
-from tests.service_process import ServiceProcess
+from tests.support.service_process import ServiceProcess
 
 _ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def _bench(contestant: order_cost.Contestant, output: Path) -> int:
 
 def test_a_lying_contestant_is_caught(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Where an acknowledged order is not in the database the benchmark says so, fails, and keeps no figures."""
-    assert _bench(order_cost.Contestant("liar", "tests.lying_peer"), tmp_path / "out") == 1
+    assert _bench(order_cost.Contestant("liar", "tests.support.lying_peer"), tmp_path / "out") == 1
     assert re.search(r"\d+ acknowledged orders are not in the database", capfd.readouterr().out)
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,7 @@ from app import intake
 from app.embedded_postgres import EmbeddedPostgres
 from app.main import create_app
 from app.settings import Settings
-from tests.order_api import Shop, check_problem, check_refusal, new_customer, new_order, open_shop
+from tests.support.order_api import Shop, check_problem, check_refusal, new_customer, new_order, open_shop
 
 _JSON = {"Content-Type": "application/json"}
 _MIB = 1024 * 1024

@@ -14,7 +14,7 @@ from loadtests.plan_queries import PLAN_QUERIES
 from loadtests.run_record import RunRecord
 from loadtests.samples import Window
 from monitoring.local import Monitor
-from tests.patient_acceptance import patient_acceptance
+from tests.support.patient_acceptance import patient_acceptance
 
 pytestmark = [
     pytest.mark.slow,

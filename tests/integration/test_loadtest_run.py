@@ -17,10 +17,10 @@ from loadtests import __main__ as command
 from loadtests import acceptance, processes, run
 from loadtests.run_record import RunRecord
 from loadtests.samples import read_samples
-from tests import performance_test_plan
-from tests.balancer import balancer
-from tests.fake_prometheus import fake_prometheus
-from tests.patient_acceptance import patient_acceptance
+from tests.support import performance_test_plan
+from tests.support.balancer import balancer
+from tests.support.fake_prometheus import fake_prometheus
+from tests.support.patient_acceptance import patient_acceptance
 
 SHORT = ("--users", "20", "--spawn-rate", "20", "--warm-up", "1", "--duration", "4")
 # Enough for the throughput of the normal load, and for a thousand orders.
@@ -42,7 +42,7 @@ def serve(tmp_path: Path, database_url: str) -> Iterator[Serve]:
     with contextlib.ExitStack() as stack:
 
         def start(fault: str = "none", name: str = "service") -> processes.Server:
-            call = (sys.executable, "-m", "tests.faulty_services", fault)
+            call = (sys.executable, "-m", "tests.support.faulty_services", fault)
             return stack.enter_context(processes.service(database_url, tmp_path, name=name, command=call))
 
         yield start

@@ -19,8 +19,8 @@ import pytest
 
 from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgres
-from tests.order_api import Shop, open_shop
-from tests.scripted_server import Peer, ScriptedServer
+from tests.support.order_api import Shop, open_shop
+from tests.support.scripted_server import Peer, ScriptedServer
 
 LOADTESTS = Path(__file__).resolve().parents[2] / "loadtests"
 

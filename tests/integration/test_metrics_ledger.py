@@ -24,8 +24,8 @@ from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgres
 from app.main import create_app
 from app.settings import Settings
-from tests.order_api import Shop, check_problem, check_refusal, new_order
-from tests.service_process import ServiceProcess
+from tests.support.order_api import Shop, check_problem, check_refusal, new_order
+from tests.support.service_process import ServiceProcess
 
 _TOKEN, _ENTRY = new_key("alice")
 _MAX_IN_FLIGHT = 20

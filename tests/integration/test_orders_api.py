@@ -13,8 +13,8 @@ import pytest
 
 from app import schemas
 from app.embedded_postgres import EmbeddedPostgres
-from tests.order_api import Shop, check_refusal, new_customer, new_order, open_shop
-from tests.service_process import ServiceProcess
+from tests.support.order_api import Shop, check_refusal, new_customer, new_order, open_shop
+from tests.support.service_process import ServiceProcess
 
 
 @pytest.fixture(scope="module")

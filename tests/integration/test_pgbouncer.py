@@ -13,10 +13,10 @@ import psycopg2
 import pytest
 
 from app.embedded_postgres import EmbeddedPostgres
-from tests.ledger import Ledger
-from tests.order_api import execute
-from tests.order_client import OrderClient, OrderRequest
-from tests.service_process import ServiceProcess
+from tests.support.ledger import Ledger
+from tests.support.order_api import execute
+from tests.support.order_client import OrderClient, OrderRequest
+from tests.support.service_process import ServiceProcess
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 SERVER_CONNECTIONS = 3

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from app.embedded_postgres import EmbeddedPostgres
-from tests.order_api import execute
-from tests.service_process import ServiceProcess
+from tests.support.order_api import execute
+from tests.support.service_process import ServiceProcess
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 

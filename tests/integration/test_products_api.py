@@ -8,7 +8,7 @@ import pytest
 
 from app import schemas
 from app.embedded_postgres import EmbeddedPostgres
-from tests.order_api import Shop, check_refusal, open_shop
+from tests.support.order_api import Shop, check_refusal, open_shop
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from loadtests.bench import scrape_cost
 from loadtests.bench.scraper import scraping
-from tests.scripted_server import Peer, ScriptedServer
+from tests.support.scripted_server import Peer, ScriptedServer
 
 SLOW_SECONDS = 0.1
 

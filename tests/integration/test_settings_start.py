@@ -18,8 +18,8 @@ import pytest
 from app import migrations
 from app.db import Database
 from app.embedded_postgres import EmbeddedPostgres
-from tests.order_api import Shop, execute, new_customer, new_order
-from tests.service_process import ServiceProcess
+from tests.support.order_api import Shop, execute, new_customer, new_order
+from tests.support.service_process import ServiceProcess
 
 NEWEST = migrations.migrations()[-1][0]
 

@@ -15,11 +15,11 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from app.migrations import migrations
-from tests import locks
-from tests.ledger import Ledger
-from tests.order_api import execute
-from tests.order_client import OrderClient, OrderRequest
-from tests.service_process import ServiceProcess
+from tests.support import locks
+from tests.support.ledger import Ledger
+from tests.support.order_api import execute
+from tests.support.order_client import OrderClient, OrderRequest
+from tests.support.service_process import ServiceProcess
 
 FIELDS = ("principal", "id", "customer_id", "currency", "total_cents", "lines", "created_at", "key", "hash")
 VERDICTS = {"stored", "replayed", "mismatch", "unknown_product", "out_of_stock", "undecided"}

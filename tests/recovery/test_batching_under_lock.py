@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from tests.ledger import Ledger
-from tests.locks import holding, until_waiting
-from tests.order_client import OrderClient, OrderRequest
-from tests.service_process import ServiceProcess
+from tests.support.ledger import Ledger
+from tests.support.locks import holding, until_waiting
+from tests.support.order_client import OrderClient, OrderRequest
+from tests.support.service_process import ServiceProcess
 
 ORDERS = 1000
 HELD_SECONDS = 1.0

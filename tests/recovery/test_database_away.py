@@ -13,11 +13,11 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from app.embedded_postgres import EmbeddedPostgres
-from tests.ledger import Ledger
-from tests.order_client import OrderClient, OrderRequest
-from tests.outages import frozen, killed
-from tests.service_process import ServiceProcess
-from tests.traffic import Exchange, Traffic, acknowledged
+from tests.support.ledger import Ledger
+from tests.support.order_client import OrderClient, OrderRequest
+from tests.support.outages import frozen, killed
+from tests.support.service_process import ServiceProcess
+from tests.support.traffic import Exchange, Traffic, acknowledged
 
 StartService = Callable[..., ServiceProcess]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from app.embedded_postgres import EmbeddedPostgres
-from tests import locks
-from tests.ledger import Ledger
-from tests.order_client import OrderClient, OrderRequest, Unreachable
-from tests.service_process import ServiceProcess
-from tests.traffic import Traffic, acknowledged
+from tests.support import locks
+from tests.support.ledger import Ledger
+from tests.support.order_client import OrderClient, OrderRequest, Unreachable
+from tests.support.service_process import ServiceProcess
+from tests.support.traffic import Traffic, acknowledged
 
 StartService = Callable[..., ServiceProcess]
 

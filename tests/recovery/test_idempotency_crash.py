@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from app.embedded_postgres import EmbeddedPostgres
-from tests.ledger import Ledger
-from tests.order_client import Attempt, OrderClient, OrderRequest
-from tests.relay import Relay
-from tests.service_process import ServiceProcess
+from tests.support.ledger import Ledger
+from tests.support.order_client import Attempt, OrderClient, OrderRequest
+from tests.support.relay import Relay
+from tests.support.service_process import ServiceProcess
 
 STORE = b"store_orders"
 LINE = ("SKU-0001", 2)

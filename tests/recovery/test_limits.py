@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from tests import locks
-from tests.order_api import execute
-from tests.service_process import ServiceProcess
+from tests.support import locks
+from tests.support.order_api import execute
+from tests.support.service_process import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
 

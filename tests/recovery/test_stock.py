@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from app.embedded_postgres import EmbeddedPostgres
-from tests.ledger import Ledger
-from tests.order_api import execute
-from tests.order_client import Attempt, OrderClient, OrderRequest
-from tests.service_process import ServiceProcess
+from tests.support.ledger import Ledger
+from tests.support.order_api import execute
+from tests.support.order_client import Attempt, OrderClient, OrderRequest
+from tests.support.service_process import ServiceProcess
 
 HOT = [f"SKU-{n:04}" for n in range(1, 6)]
 

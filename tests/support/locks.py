@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psycopg2
 
-from tests.order_api import execute
+from tests.support.order_api import execute
 
 PRODUCTS = "SELECT FROM products FOR UPDATE"  # orders wait
 ORDERS = "LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"  # reads of orders wait, too

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.batching import MicroBatcher, batch_processor
-from tests.unit.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.virtual_time
 

@@ -6,7 +6,7 @@ import pytest
 
 from loadtests import quantiles, report
 from loadtests.run_record import Latency, Server
-from tests.run_records import record_of, samples, store
+from tests.support.run_records import record_of, samples, store
 
 EDGES = (50.0, 100.0, 200.0, 300.0)
 

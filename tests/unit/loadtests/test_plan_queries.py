@@ -3,7 +3,7 @@
 import pytest
 
 from loadtests.plan_queries import PLAN_QUERIES, range_seconds
-from tests import performance_test_plan
+from tests.support import performance_test_plan
 
 
 def test_word_for_word() -> None:

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from app import errors
 from app.cache import AsyncCache, Cached, cached
-from tests.unit.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.virtual_time
 

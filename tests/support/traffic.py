@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from tests.order_client import Answer, Attempt, OrderClient, OrderRequest
+from tests.support.order_client import Answer, Attempt, OrderClient, OrderRequest
 
 PRODUCTS = tuple(f"SKU-{n:04}" for n in range(1, 21))
 

@@ -5,7 +5,7 @@ import pytest
 
 from loadtests.recommendations import recommend, replicas_below
 from loadtests.run_record import Calibration, Check, Criterion, RunRecord
-from tests.run_records import outage, record_of, samples
+from tests.support.run_records import outage, record_of, samples
 
 PLAIN = record_of(samples(seconds=20, rate=60), seconds=20)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.analysis import RunData, analyze_results, read_test_data
-from tests.run_records import START, outage, record_of, samples, store
+from tests.support.run_records import START, outage, record_of, samples, store
 
 
 def test_figures_have_the_plans_names_and_units() -> None:

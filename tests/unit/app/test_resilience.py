@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from app import errors
 from app.metrics import BREAKER_STATES
 from app.resilience import CircuitBreaker, Guard, RetryBudget
-from tests.unit.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.virtual_time
 

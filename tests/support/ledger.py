@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg2
 
-from tests.order_client import Attempt, OrderRequest
+from tests.support.order_client import Attempt, OrderRequest
 
 _SELECT_ORDERS = """
     SELECT id::text, customer_id, status, currency, total_cents, idempotency_key, xmin::text, lines

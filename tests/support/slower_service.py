@@ -1,4 +1,4 @@
-"""`python -m tests.slower_service`: the service, but each order costs SLOWER_BY_US microseconds of CPU more."""
+"""`python -m tests.support.slower_service`: the service, but each order costs SLOWER_BY_US microseconds of CPU more."""
 
 import os
 import sys

@@ -16,7 +16,7 @@ import pytest
 from app.logs import LineWriter, console_renderer, render_json
 from app.metrics import LOG_LINES_DROPPED
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PRELUDE = """
 import asyncio, json, logging, os, sys, warnings
 import structlog

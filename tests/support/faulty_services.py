@@ -1,4 +1,4 @@
-"""The service with one fault, to be started in its place: `python -m tests.faulty_services FAULT`.
+"""The service with one fault, to be started in its place: `python -m tests.support.faulty_services FAULT`.
 
 Each is `python -m app` around whose application something is wrapped; the product has no switch for any of it.
 """

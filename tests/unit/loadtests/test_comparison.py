@@ -11,7 +11,7 @@ from loadtests import comparison
 from loadtests.comparison import METRICS, Run, compare, compare_run, measure_floor, read_floors
 from loadtests.rank_test import holm, mann_whitney, ratio_interval, student_quantile
 from loadtests.run_record import Calibration, RunRecord
-from tests.run_records import START, record_of, samples, store
+from tests.support.run_records import START, record_of, samples, store
 
 PLAIN = record_of(samples(seconds=20, rate=60), seconds=20, verdict="PASS", reasons=())
 

@@ -12,7 +12,7 @@ from psycopg2.extensions import make_dsn
 
 from app.embedded_postgres import EmbeddedPostgres
 from app.schemas import Problem
-from tests.service_process import ServiceProcess
+from tests.support.service_process import ServiceProcess
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from loadtests import report
 from loadtests.run_record import Check, Criterion, RunRecord
 from loadtests.samples import Sample
 from loadtests.time_charts import TimeAxis, percentile_chart, time_charts
-from tests.run_records import START, outage, record_of, samples, store
+from tests.support.run_records import START, outage, record_of, samples, store
 
 SECONDS = 30
 
