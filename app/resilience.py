@@ -235,6 +235,16 @@ class Guard:
         self._sleep = sleep
         self._counters: dict[str, dict[str, Callable[[], None]]] = {}
 
+    def require_closed(self) -> None:
+        """Raise `CircuitOpen` while the breaker is not closed: a customer's request is not its trial."""
+        if self.breaker.state != "closed":
+            raise errors.CircuitOpen(retry_after_seconds=self.breaker.retry_after_seconds)
+
+    async def read(self, operation: str, query: Callable[[], Awaitable[R]], *, deadline: float) -> R:
+        """Await `query()` as `run` does its attempt, and only while the breaker is closed."""
+        self.require_closed()
+        return await self.run(operation, lambda _: query(), deadline=deadline)
+
     async def run(self, operation: str, attempt: Callable[[float], Awaitable[R]], *, deadline: float) -> R:
         """Await `attempt(remaining_seconds)`, again where its failure is retryable and the deadline allows.
 
@@ -253,55 +263,22 @@ class Guard:
             self._counters[operation] = {
                 outcome: RETRIES.labels(operation, outcome).inc for outcome in RETRY_OUTCOMES
             }
-        remaining_seconds = deadline - self._clock()
-        if remaining_seconds <= 0:
-            raise errors.DeadlineExceeded
+        attempts = 0
+        may_be_executed = False
 
-        def first_attempt() -> Awaitable[R]:
-            self._budget.deposit()
-            return attempt(remaining_seconds)
-
-        # Directly: a success through tenacity costs 27 to 45 us more.
-        try:
-            return await self.breaker.call(first_attempt)
-        except errors.ServiceError as exc:
-            if not exc.retryable:
-                raise
-            failure = exc
-        return await self._retry(operation, attempt, deadline, failure)
-
-    async def _retry(
-        self,
-        operation: str,
-        attempt: Callable[[float], Awaitable[R]],
-        deadline: float,
-        first_failure: errors.ServiceError,
-    ) -> R:
-        """Go on after *first_failure*."""
-        count = self._counters[operation]
-        to_replay = [first_failure]  # as tenacity's first attempt, so that its stop and wait rules count it
-        is_unknown = first_failure.outcome == "unknown"
-
-        async def next_attempt() -> R:
-            nonlocal is_unknown
-            if to_replay:
-                raise to_replay.pop()
+        async def attempt_once() -> R:
+            nonlocal attempts, may_be_executed
+            attempts += 1
             try:
-                remaining_seconds = deadline - self._clock()
-                if remaining_seconds <= 0:
-                    raise errors.DeadlineExceeded  # noqa: TRY301 - it is how this attempt failed
-                result = await self.breaker.call(lambda: attempt(remaining_seconds))
-            except Exception as exc:
-                count["failure"]()
-                if not is_unknown:
-                    is_unknown = getattr(exc, "outcome", None) == "unknown"
-                    raise
-                if not isinstance(exc, errors.ServiceError):
-                    raise errors.InternalError(outcome="unknown") from exc
-                exc.outcome = "unknown"
+                return await self._attempt(operation, attempts, attempt, deadline)
+            except errors.ServiceError as exc:
+                may_be_executed = may_be_executed or exc.outcome == "unknown"
+                exc.outcome = "unknown" if may_be_executed else "not_executed"
                 raise
-            count["success"]()
-            return result
+            except Exception as exc:
+                if may_be_executed:
+                    raise errors.InternalError(outcome="unknown") from exc
+                raise
 
         # A fresh one for every call: it keeps the state of a call on itself, and concurrent calls through a
         # shared one take each other's attempts and exceptions.
@@ -312,8 +289,30 @@ class Guard:
             sleep=self._sleep,
             reraise=True,
         )
-        result: R = await retrying(next_attempt)
+        result: R = await retrying(attempt_once)
         return result
+
+    async def _attempt(
+        self, operation: str, number: int, attempt: Callable[[float], Awaitable[R]], deadline: float
+    ) -> R:
+        """Make attempt *number* of a call, through the breaker, and count it."""
+
+        def start() -> Awaitable[R]:
+            if number == 1:
+                self._budget.deposit()
+            return attempt(remaining_seconds)
+
+        outcome = "failure"
+        try:
+            remaining_seconds = deadline - self._clock()
+            if remaining_seconds <= 0:
+                raise errors.DeadlineExceeded
+            result = await self.breaker.call(start)
+            outcome = "success"
+            return result
+        finally:
+            if number > 1:
+                self._counters[operation][outcome]()
 
     def _is_last(self, operation: str, deadline: float, state: RetryCallState) -> bool:
         """Whether the failure in *state* ends the call; where it does not, the next retry is paid for."""
