@@ -182,7 +182,7 @@ def batch_processor(
 
     def decorate(flush: Callable[[list[T]], Awaitable[Sequence[R | BaseException]]]) -> MicroBatcher[T, R]:
         batcher = MicroBatcher(flush, max_size=max_size, max_wait=max_wait, writers=writers)
-        functools.update_wrapper(batcher, flush)
+        functools.update_wrapper(batcher, flush, updated=())
         return batcher
 
     return decorate

@@ -69,10 +69,7 @@ class AsyncCache(Generic[K, V]):
         self._timer = timer
         self._uniform = uniform
         self._entries: LRUCache[K, _Entry[V]] = LRUCache(maxsize)
-        self._loads: dict[K, asyncio.Task[_Entry[V]]] = {}  # at most one for each key that others may join
-        self._tasks: set[asyncio.Task[_Entry[V]]] = (
-            set()
-        )  # all of them: the event loop's own references are weak
+        self._loads: dict[K, asyncio.Task[_Entry[V]]] = {}
         self._counters = {result: CACHE_REQUESTS.labels(name, result) for result in CACHE_RESULTS}
         self._count_hit = self._counters["hit"].inc
 
@@ -116,7 +113,6 @@ class AsyncCache(Generic[K, V]):
         try:
             entry = await asyncio.shield(task)
         except self._stale_on:
-            entry = self._entries.get(key)  # looked up again: it may have been invalidated meanwhile
             if entry is None:
                 raise
             result = "stale"
@@ -124,20 +120,9 @@ class AsyncCache(Generic[K, V]):
             self._counters[result].inc()
         return Cached(entry.value, entry.fresh_until - self._timer(), result)
 
-    def invalidate(self, key: K) -> None:
-        """Forget *key*. A load under way still answers those who wait for it, but is not stored."""
-        self._entries.pop(key, None)
-        self._loads.pop(key, None)
-
-    def clear(self) -> None:
-        """Forget everything, as `invalidate` does one key."""
-        self._entries.clear()
-        self._loads.clear()
-
     def _start_load(self, key: K) -> asyncio.Task[_Entry[V]]:
         task = asyncio.get_running_loop().create_task(self._load_entry(key))
         self._loads[key] = task
-        self._tasks.add(task)
         task.add_done_callback(functools.partial(self._load_ended, key))
         return task
 
@@ -156,11 +141,8 @@ class AsyncCache(Generic[K, V]):
 
     def _load_ended(self, key: K, task: asyncio.Task[_Entry[V]]) -> None:
         """Store what was loaded. A callback: a task cancelled before its first step runs no `finally`."""
-        self._tasks.discard(task)
-        is_current = self._loads.get(key) is task  # else it was invalidated, perhaps after it was read
-        if is_current:
-            del self._loads[key]
-        if not task.cancelled() and task.exception() is None and is_current:
+        del self._loads[key]
+        if not task.cancelled() and task.exception() is None:
             self._entries[key] = task.result()
 
 
@@ -179,7 +161,7 @@ def cached(
     def decorate(load: Callable[[K], Awaitable[V]]) -> AsyncCache[K, V]:
         label = name or str(getattr(load, "__name__", type(load).__name__))
         cache = AsyncCache(load, name=label, ttl=ttl, maxsize=maxsize, stale_on=stale_on)
-        functools.update_wrapper(cache, load)
+        functools.update_wrapper(cache, load, updated=())
         return cache
 
     return decorate

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app import errors
+from app.batching import batch_processor
 from app.cache import AsyncCache, Cached, cached
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -167,12 +168,12 @@ async def test_a_cancelled_load_leaves_no_poison(cache: AsyncCache[str, str], pa
     await asyncio.sleep(0)  # the caller has begun the load
     if pause:
         await asyncio.sleep(pause)
-    (load,) = cache._tasks
+    (load,) = cache._loads.values()
     load.cancel()
     await asyncio.wait([caller])
     assert caller.cancelled()
     assert (await cache.get("a")).startswith("a:")
-    assert not cache._tasks
+    assert not cache._loads
 
 
 async def test_a_leaked_cancellation_cancels_no_caller(cache: AsyncCache[str, str], source: Source) -> None:
@@ -211,47 +212,6 @@ async def test_other_failures_are_not_hidden_by_a_stale_value(
     source.failure = errors.NotFound()
     with pytest.raises(errors.NotFound):
         await cache.get("a")
-
-
-async def test_an_invalidated_key_is_loaded_again(cache: AsyncCache[str, str], counted: Counted) -> None:
-    """After invalidate or clear nothing old is served, not even as stale."""
-    await cache.get("a")
-    cache.invalidate("a")
-    cache.invalidate("never seen")
-    assert await cache.get("a") == "a:2"
-    cache.clear()
-    assert await cache.get("a") == "a:3"
-    assert counted() == {"miss": 3}
-
-
-@pytest.mark.parametrize("forget", ["invalidate", "clear"])
-async def test_a_load_under_way_does_not_undo_an_invalidation(
-    cache: AsyncCache[str, str], forget: str
-) -> None:
-    """What was read before the change answers its own callers only: the next loads anew, and that is kept."""
-    before = asyncio.ensure_future(cache.get("a"))
-    await asyncio.sleep(0.5)
-    if forget == "invalidate":
-        cache.invalidate("a")
-    else:
-        cache.clear()
-    after = asyncio.ensure_future(cache.get("a"))
-    assert await before == "a:1"
-    assert cache.peek("a") is None
-    assert await after == "a:2"
-    assert cache.peek("a") == "a:2"
-
-
-async def test_an_invalidated_value_is_not_served_stale(cache: AsyncCache[str, str], source: Source) -> None:
-    """Invalidating a key while its reload is failing takes the stale value away too."""
-    await cache.get("a")
-    await asyncio.sleep(100)
-    source.failure = errors.CircuitOpen()
-    caller = asyncio.ensure_future(cache.get("a"))
-    await asyncio.sleep(0.5)
-    cache.invalidate("a")
-    with pytest.raises(errors.CircuitOpen):
-        await caller
 
 
 async def test_the_least_recently_used_entry_leaves_first(cache: AsyncCache[str, str]) -> None:
@@ -304,3 +264,21 @@ async def test_the_decorated_function_is_the_cache() -> None:
     assert get_product_details.__doc__ == "Read a product."
     sample = {"cache": "get_product_details", "result": "hit"}
     assert REGISTRY.get_sample_value("cache_requests_total", sample) == 2
+
+
+async def test_a_batched_load_can_be_cached() -> None:
+    """Both decorators stand on one function; neither object gets the other's attributes."""
+    asked: list[list[str]] = []
+
+    @cached(ttl=300, name="products")
+    @batch_processor(max_size=100, max_wait=0.5)
+    async def get_product_details(ids: list[str]) -> list[str | BaseException]:
+        asked.append(ids)
+        return [f"product {product_id}" for product_id in ids]
+
+    assert list(await asyncio.gather(get_product_details("a"), get_product_details("b"))) == [
+        "product a",
+        "product b",
+    ]
+    assert await get_product_details("a") == "product a"
+    assert asked == [["a", "b"]]
