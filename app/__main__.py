@@ -15,6 +15,7 @@ from app.main import create_app, database_url, open_database
 from app.protocol import Limits
 from app.server import raise_open_files_limit, run, serve
 from app.settings import Settings, SettingsError
+from app.state import Lifecycle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,15 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings) -> int:
     logs.configure(settings.log_level, settings.log_format)
     raise_open_files_limit()
-    app = create_app(settings)
+    lifecycle = Lifecycle()
+    app = create_app(settings, lifecycle)
 
     def started(url: str) -> None:
         _settle_garbage_collector()
         where = "DATABASE_URL" if settings.database_url else settings.embedded_postgres_dir.resolve()
         sys.stderr.write(f"order service on {url}   docs {url}/docs   data in {where}\n")
-
-    def draining() -> None:
-        app.state.lifecycle.draining = True
 
     limits = Limits(
         keep_alive_seconds=settings.keep_alive_seconds, max_age_seconds=settings.connection_max_age_seconds
@@ -67,7 +66,7 @@ def _serve(settings: Settings) -> int:
             port=settings.port,
             limits=limits,
             drain_delay_seconds=settings.drain_delay_seconds,
-            on_drain=draining,
+            on_drain=lifecycle.drain,
             on_started=started,
         )
     )

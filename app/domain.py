@@ -49,7 +49,7 @@ class Order(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class PendingOrder:
+class IncomingOrder:
     """An order on its way: what was asked for, and when it passed each stage (monotonic seconds)."""
 
     principal: str

@@ -6,15 +6,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypedDict
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
 
 from app import migrations
 from app.admission import Admission
-from app.application import Application
 from app.auth import KeyRing
+from app.catalogue import Catalogue
 from app.db import Database, is_database_failure, wait_for_database
 from app.embedded_postgres import EmbeddedPostgres
 from app.errors import ServiceError
@@ -23,9 +23,11 @@ from app.metrics import BUILD_INFO, EVENT_LOOP_LAG_SECONDS, ORDER_BATCH_QUEUE_DE
 from app.ops import add_documentation, ops
 from app.problems import add_problem_handlers
 from app.resilience import CircuitBreaker, Guard, RetryBudget
-from app.routes import api, raw
+from app.routes import api, short
 from app.service import OrderService
 from app.settings import Settings
+from app.short_way import Application
+from app.state import Lifecycle, State
 
 VERSION = "0.1.0"
 _LAG_SAMPLE_SECONDS = 0.25
@@ -35,38 +37,24 @@ _HEAL_SECONDS = 0.25
 _log = structlog.get_logger("app")
 
 
-class Lifecycle:
-    """Where the process is in its life."""
-
-    draining = False
-
-
-class State(TypedDict):
-    """What a request finds in `scope["state"]`."""
-
-    orders: OrderService
-    intake: OrderIntake
-    keys: KeyRing
-    admission: Admission
-    breaker: CircuitBreaker
-    lifecycle: Lifecycle
-
-
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
     """The application; what it needs is opened when it starts and closed, in reverse, when it ends.
 
-    Without a `database_url` it runs a Postgres of its own.
+    Without a `database_url` it runs a PostgreSQL of its own.
+
+    Args:
+        settings: as the environment gives them.
+        lifecycle: told by whoever serves the application that its end has begun; readiness follows it.
 
     Raises:
         SettingsError, EmbeddedPostgresError, ServiceError: from its start-up, where the database cannot be used.
     """
-    lifecycle = Lifecycle()
+    lifecycle = lifecycle or Lifecycle()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             dsn = await database_url(settings, stack)
-            app.state.dsn = dsn
             db = await _open_database(settings, dsn, stack)
             breaker = CircuitBreaker(
                 "postgres",
@@ -77,13 +65,19 @@ def create_app(settings: Settings) -> FastAPI:
             guard = Guard(
                 breaker, RetryBudget(settings.retry_budget_ratio), max_attempts=settings.retry_max_attempts
             )
+            catalogue = Catalogue(
+                db,
+                guard,
+                cache_ttl_seconds=settings.cache_ttl_seconds,
+                cache_max_size=max(10_000, settings.catalog_size),
+                request_deadline_seconds=settings.request_deadline_seconds,
+            )
             orders = OrderService(
                 db,
                 guard,
+                catalogue,
                 batch_max_size=settings.batch_max_size,
                 batch_max_wait_seconds=settings.batch_max_wait_seconds,
-                cache_ttl_seconds=settings.cache_ttl_seconds,
-                cache_max_size=max(10_000, settings.catalog_size),
                 request_deadline_seconds=settings.request_deadline_seconds,
             )
             stack.push_async_callback(orders.drain)
@@ -97,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
             )
             yield State(
                 orders=orders,
+                catalogue=catalogue,
                 intake=intake,
                 keys=keys,
                 admission=admission,
@@ -113,9 +108,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.lifecycle = lifecycle
     add_problem_handlers(app)
-    for router in (raw, api, ops):
+    for router in (short, api, ops):
         app.add_routes(router.routes)
     add_documentation(app)
     return app

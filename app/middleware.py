@@ -4,14 +4,13 @@ import os
 import re
 import time
 
-import orjson
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError
 from app.light_metrics import Counter, Histogram
 from app.metrics import HTTP_REQUEST_SECONDS, HTTP_REQUESTS
-from app.problems import problem_headers
+from app.problems import send_problem
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -49,7 +48,7 @@ class Observed:
         except Exception:  # noqa: BLE001 - logged and answered
             _log.exception("request_failed", request_id=request_id.decode())
             if status == 0:
-                await _answer_internal_error(answer)
+                await send_problem(InternalError(outcome="unknown"), answer)
         finally:
             duration = time.monotonic() - started_at
             route = getattr(scope.get("route"), "path_format", "unmatched")
@@ -82,11 +81,3 @@ def _request_id(scope: Scope) -> bytes:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return bytes(value)
     return os.urandom(16).hex().encode()
-
-
-async def _answer_internal_error(send: Send) -> None:
-    failure = InternalError(outcome="unknown")
-    body = orjson.dumps(failure.problem())
-    headers = [*problem_headers(failure), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": failure.http_status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -11,7 +11,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app.errors import Draining
-from app.routes import problems
+from app.problems import problems
+from app.state import state_of
 
 ops = APIRouter(tags=["operations"])
 
@@ -32,7 +33,7 @@ async def readyz(request: Request) -> dict[str, str]:
     A database that is away makes it `degraded`, not unready: all replicas share the database, and without any of
     them nobody would even get a `Retry-After`.
     """
-    state = request.scope["state"]
+    state = state_of(request)
     if state["lifecycle"].draining:
         raise Draining
     return {"status": "ok" if state["breaker"].state == "closed" else "degraded"}

@@ -1,35 +1,78 @@
-"""Errors as `application/problem+json` (RFC 9457), whoever raised them."""
+"""Errors as `application/problem+json` (RFC 9457), whoever raised them: documented, rendered, sent."""
 
 import math
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Send
 
 from app.errors import MethodNotAllowed, NotFound, ServiceError, TooLarge, Unauthorized, Validation
 
 _CONTENT_TYPE = (b"content-type", b"application/problem+json")
 
 
-def problem_headers(refusal: ServiceError) -> list[tuple[bytes, bytes]]:
-    """The headers of a refusal: its type, when to come back, how to authenticate, whether the connection ends."""
-    headers = [_CONTENT_TYPE]
+PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+_DESCRIPTIONS = {
+    400: "The body is not JSON.",
+    401: "A valid API key is needed.",
+    404: "There is no such resource.",
+    409: "The order, or its stock, does not allow it.",
+    413: "The body is over its limit.",
+    422: "The request is not of the contract's form, or names what does not exist.",
+    500: "A defect of the service.",
+    503: "The service cannot do this now; Retry-After says when to try again.",
+    504: "No answer in time.",
+}
+
+_HEADERS = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
+    503: {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "required": True}},
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of the refusals a route can give."""
+    return {
+        status: {**PROBLEM, "description": _DESCRIPTIONS[status], "headers": _HEADERS.get(status, {})}
+        for status in statuses
+    }
+
+
+def problem_answer(refusal: ServiceError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body of a refusal.
+
+    The headers are its type and length, when to come back, how to authenticate, and whether the connection ends.
+    """
+    body = orjson.dumps(refusal.problem())
+    headers = [_CONTENT_TYPE, (b"content-length", b"%d" % len(body))]
     if refusal.http_status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after_seconds or 1))))
     elif isinstance(refusal, Unauthorized):
         headers.append((b"www-authenticate", b'Bearer realm="orders"'))
     elif isinstance(refusal, TooLarge):
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
-    return headers
+        # The rest of the body is not read.
+        headers.append((b"connection", b"close"))
+    return headers, body
+
+
+async def send_problem(refusal: ServiceError, send: Send) -> None:
+    """Answer a request with *refusal*, where no framework does it."""
+    headers, body = problem_answer(refusal)
+    await send({"type": "http.response.start", "status": refusal.http_status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def problem_response(refusal: ServiceError) -> Response:
-    """The answer to a refused request."""
-    response = Response(orjson.dumps(refusal.problem()), status_code=refusal.http_status)
-    response.raw_headers.extend(problem_headers(refusal))
+    """The answer to a refused request, where the framework sends it."""
+    headers, body = problem_answer(refusal)
+    response = Response(body, status_code=refusal.http_status)
+    response.raw_headers = headers
     return response
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import httptools
-import orjson
 from starlette.types import Scope
 from typing_extensions import override
 from uvicorn.config import Config
@@ -25,6 +24,7 @@ from uvicorn.server import ServerState
 from app.errors import InternalError, RequestTimeout, ServiceError, Validation
 from app.exchange import Exchange
 from app.metrics import HTTP_REQUESTS
+from app.problems import problem_answer
 
 _AGE_JITTER = 0.2  # connections that were opened together do not all come back together
 _LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
@@ -265,16 +265,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def answer(self, refusal: ServiceError) -> None:
         """Answer the request being read, and close."""
-        body = orjson.dumps(refusal.problem())
+        headers, body = problem_answer(refusal)
         content = [STATUS_LINE[refusal.http_status]]
-        for name, value in self.server_state.default_headers:
+        for name, value in (*self.server_state.default_headers, *headers, (b"connection", b"close")):
             content += [name, b": ", value, b"\r\n"]
-        content += [
-            b"content-type: application/problem+json\r\nconnection: close\r\n",
-            b"content-length: %d\r\n\r\n" % len(body),
-            body,
-        ]
-        self.transport.write(b"".join(content))
+        self.transport.write(b"".join([*content, b"\r\n", body]))
         HTTP_REQUESTS.labels("other", "unmatched", str(refusal.http_status)).inc()
         self._linger()
 

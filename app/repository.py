@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from app.db import Database
-from app.domain import Order, PendingOrder, PlacedOrder, Product, statuses_that_may_become
+from app.domain import IncomingOrder, Order, PlacedOrder, Product, statuses_that_may_become
 from app.errors import (
     IdempotencyMismatch,
     InternalError,
@@ -64,7 +64,7 @@ _REFUSALS: dict[str, type[ServiceError]] = {
 
 
 async def store_orders(
-    db: Database, batch: Sequence[PendingOrder], *, timeout_seconds: float
+    db: Database, batch: Sequence[IncomingOrder], *, timeout_seconds: float
 ) -> list[PlacedOrder | ServiceError | None]:
     """Store *batch* in one round trip and one commit.
 
@@ -77,7 +77,7 @@ async def store_orders(
         For each order, in order: placed; why it was refused (nothing of it is stored); or None where the stock would
         serve it alone but not after its neighbours (nothing of it is stored: ask again).
     """
-    orders = [_priced(pending) for pending in batch]
+    orders = [_priced(incoming) for incoming in batch]
     rows = await db.run(STORE_ORDERS, _batch_parameters(batch, orders), timeout_seconds=timeout_seconds)
     if len(rows) == 1 and rows[0][0] is None:
         return [PlacedOrder(order, replayed=False) for order in orders]
@@ -105,30 +105,30 @@ async def store_orders(
     return results
 
 
-def _priced(pending: PendingOrder) -> Order:
-    if pending.order is None:
+def _priced(incoming: IncomingOrder) -> Order:
+    if incoming.order is None:
         raise InternalError("an order reached the database without a price")
-    return pending.order
+    return incoming.order
 
 
-def _batch_parameters(batch: Sequence[PendingOrder], orders: Sequence[Order]) -> dict[str, str]:
+def _batch_parameters(batch: Sequence[IncomingOrder], orders: Sequence[Order]) -> dict[str, str]:
     rows = []
     wanted: dict[str, int] = {}
-    for pending, order in zip(batch, orders, strict=True):
+    for incoming, order in zip(batch, orders, strict=True):
         rows.append(
             (
-                pending.principal,
+                incoming.principal,
                 order.id,
                 order.customer_id,
                 order.currency,
                 order.total_cents,
                 order.lines,
                 order.created_at,
-                pending.idempotency_key,
-                pending.fingerprint(),
+                incoming.idempotency_key,
+                incoming.fingerprint(),
             )
         )
-        for product_id, quantity in pending.items:
+        for product_id, quantity in incoming.items:
             wanted[product_id] = wanted.get(product_id, 0) + quantity
     # As JSON: psycopg2 adapts an array value by value, which costs the client ten times as much.
     return {"batch": orjson.dumps(rows).decode(), "wanted": orjson.dumps(wanted).decode()}

@@ -1,84 +1,53 @@
-"""The API: HTTP in, one call of the service, HTTP out."""
+"""The API: HTTP in, one call of the service, HTTP out.
+
+The two routes that take orders name the code that answers them (`answered_by`), and are reached by the short way
+(`short_way.py`); all others are ordinary FastAPI.
+"""
 
 import base64
 import binascii
 import math
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, Security
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import schemas
 from app.cache import Cached
+from app.catalogue import Catalogue
 from app.domain import OrderStatus
-from app.domain import Product as DomainProduct
 from app.errors import Validation
 from app.intake import OrderIntake
+from app.problems import problems
 from app.schemas import IdempotencyKey, Identifier, order_document, order_json
 from app.service import OrderService
-
-PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of the refusals a route can give."""
-    return {
-        status: {**PROBLEM, "description": _DESCRIPTIONS[status], "headers": _HEADERS.get(status, {})}
-        for status in statuses
-    }
-
-
-_DESCRIPTIONS = {
-    400: "The body is not JSON.",
-    401: "A valid API key is needed.",
-    404: "There is no such resource.",
-    409: "The order, or its stock, does not allow it.",
-    413: "The body is over its limit.",
-    422: "The request is not of the contract's form, or names what does not exist.",
-    500: "A defect of the service.",
-    503: "The service cannot do this now; Retry-After says when to try again.",
-    504: "No answer in time.",
-}
-
-_HEADERS = {
-    401: {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
-    503: {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "required": True}},
-}
+from app.short_way import ShortRoute, answered_by
+from app.state import state_of
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the service has any.")
 
 
-class RawOrderRoute(APIRoute):
-    """A route that FastAPI documents from its signature and `OrderIntake` answers from the raw bytes."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Skip the framework's way from body to model; everything around it stays."""
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)
-            return
-        intake: OrderIntake = scope["state"]["intake"]
-        application: ASGIApp = getattr(intake, self.name)
-        await application(scope, receive, send)
-
-
 def get_orders(request: Request) -> OrderService:
     """The service of this application."""
-    return request.scope["state"]["orders"]  # type: ignore[no-any-return]
+    return state_of(request)["orders"]
+
+
+def get_catalogue(request: Request) -> Catalogue:
+    """The catalogue of this application."""
+    return state_of(request)["catalogue"]
 
 
 def get_principal(request: Request, _: Annotated[Any, Security(_bearer)] = None) -> str:
-    """Who is asking."""
-    return request.scope["state"]["keys"].principal(request.headers.get("authorization"))  # type: ignore[no-any-return]
+    """The principal that is asking."""
+    return state_of(request)["keys"].principal(request.headers.get("authorization"))
 
 
 async def admitted(request: Request) -> AsyncIterator[None]:
     """A place among the requests in flight."""
-    admission = request.scope["state"]["admission"]
+    admission = state_of(request)["admission"]
     admission.enter()
     try:
         yield
@@ -87,15 +56,16 @@ async def admitted(request: Request) -> AsyncIterator[None]:
 
 
 Orders = Annotated[OrderService, Depends(get_orders)]
+Products = Annotated[Catalogue, Depends(get_catalogue)]
 Principal = Annotated[str, Depends(get_principal)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 
-raw = APIRouter(route_class=RawOrderRoute, tags=["orders"])
+short = APIRouter(route_class=ShortRoute, tags=["orders"])
 api = APIRouter(dependencies=[Depends(admitted)])
 
 
-@raw.post(
+@short.post(
     "/orders",
     status_code=201,
     response_model=schemas.Order,
@@ -114,6 +84,7 @@ api = APIRouter(dependencies=[Depends(admitted)])
         **problems(400, 401, 409, 413, 422, 500, 503, 504),
     },
 )
+@answered_by(OrderIntake.create_order)
 def create_order(
     order: schemas.NewOrder,
     idempotency_key: Annotated[
@@ -127,12 +98,13 @@ def create_order(
     """
 
 
-@raw.post(
+@short.post(
     "/orders/batch",
     response_model=schemas.BatchResult,
     dependencies=[Security(_bearer)],
     responses=problems(400, 401, 413, 422, 500, 503),
 )
+@answered_by(OrderIntake.create_batch)
 def create_batch(batch: schemas.NewBatch) -> None:
     """Take up to 100 orders; each is stored or refused alone, and answered in its place."""
 
@@ -184,10 +156,10 @@ async def cancel_order(order_id: uuid.UUID, principal: Principal, orders: Orders
     responses=problems(401, 404, 422, 500, 503, 504),
 )
 async def get_product(
-    product_id: Annotated[Identifier, Path()], _principal: Principal, orders: Orders
+    product_id: Annotated[Identifier, Path()], _principal: Principal, products: Products
 ) -> Response:
     """Read a product, from the cache; while the database is away what was read before is served, marked stale."""
-    cached = await orders.product(product_id)
+    cached = await products.product(product_id)
     return _json(orjson.dumps(cached.value._asdict()), _cache_status("products", cached))
 
 
@@ -198,13 +170,13 @@ async def get_product(
     responses=problems(401, 422, 500, 503, 504),
 )
 async def list_products(
-    _principal: Principal, orders: Orders, limit: Limit = 50, cursor: Cursor = None
+    _principal: Principal, products: Products, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """List the products by id, from the cache."""
-    cached = await orders.product_page(after=_decode_cursor(cursor), limit=limit)
-    products: Sequence[DomainProduct] = cached.value
-    last = _encode_cursor(products[-1].id) if len(products) == limit else None
-    body = orjson.dumps({"items": [product._asdict() for product in products], "next_cursor": last})
+    cached = await products.page(after=_decode_cursor(cursor), limit=limit)
+    page = cached.value
+    last = _encode_cursor(page[-1].id) if len(page) == limit else None
+    body = orjson.dumps({"items": [product._asdict() for product in page], "next_cursor": last})
     return _json(body, _cache_status("product-pages", cached))
 
 

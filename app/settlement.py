@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.domain import PendingOrder, PlacedOrder
+from app.domain import IncomingOrder, PlacedOrder
 from app.errors import IdempotencyMismatch, ServiceError
 
 
@@ -13,48 +13,48 @@ class Settlement:
     their turn when it was refused (a refusal leaves the key free).
     """
 
-    def __init__(self, batch: Sequence[PendingOrder]) -> None:
+    def __init__(self, batch: Sequence[IncomingOrder]) -> None:
         self._batch = batch
-        self._results: dict[PendingOrder, PlacedOrder | ServiceError] = {}
-        self._placed: dict[tuple[str, str], tuple[PendingOrder, PlacedOrder]] = {}
+        self._results: dict[IncomingOrder, PlacedOrder | ServiceError] = {}
+        self._placed: dict[tuple[str, str], tuple[IncomingOrder, PlacedOrder]] = {}
 
-    def next_pass(self) -> list[PendingOrder]:
+    def next_pass(self) -> list[IncomingOrder]:
         """The orders to send now, in order of arrival; empty when all are settled."""
-        orders: list[PendingOrder] = []
+        orders: list[IncomingOrder] = []
         keys: set[tuple[str, str]] = set()
-        for pending in self._batch:
-            if pending in self._results:
+        for incoming in self._batch:
+            if incoming in self._results:
                 continue
-            if pending.idempotency_key is not None:
-                key = (pending.principal, pending.idempotency_key)
+            if incoming.idempotency_key is not None:
+                key = (incoming.principal, incoming.idempotency_key)
                 if key in self._placed:
-                    self._results[pending] = self._repeat(pending, *self._placed[key])
+                    self._results[incoming] = self._repeat(incoming, *self._placed[key])
                     continue
                 if key in keys:
                     continue
                 keys.add(key)
-            orders.append(pending)
+            orders.append(incoming)
         return orders
 
-    def settle(self, pending: PendingOrder, result: PlacedOrder | ServiceError) -> None:
+    def settle(self, incoming: IncomingOrder, result: PlacedOrder | ServiceError) -> None:
         """Note what became of one order that was sent."""
-        self._results[pending] = result
-        if pending.idempotency_key is not None and isinstance(result, PlacedOrder):
-            self._placed[pending.principal, pending.idempotency_key] = (pending, result)
+        self._results[incoming] = result
+        if incoming.idempotency_key is not None and isinstance(result, PlacedOrder):
+            self._placed[incoming.principal, incoming.idempotency_key] = (incoming, result)
 
     def fail_the_rest(self, failure: ServiceError) -> None:
         """Give *failure* to every order that is not settled."""
-        for pending in self._batch:
-            self._results.setdefault(pending, failure)
+        for incoming in self._batch:
+            self._results.setdefault(incoming, failure)
 
     def in_order(self) -> list[PlacedOrder | ServiceError]:
         """The results in the batch's order; call it when all are settled."""
-        return [self._results[pending] for pending in self._batch]
+        return [self._results[incoming] for incoming in self._batch]
 
     @staticmethod
     def _repeat(
-        pending: PendingOrder, first: PendingOrder, placed: PlacedOrder
+        incoming: IncomingOrder, first: IncomingOrder, placed: PlacedOrder
     ) -> PlacedOrder | ServiceError:
-        if pending.fingerprint() != first.fingerprint():
+        if incoming.fingerprint() != first.fingerprint():
             return IdempotencyMismatch()
         return PlacedOrder(placed.order, replayed=True)

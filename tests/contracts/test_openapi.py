@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from app import schemas
 from app.domain import Order, OrderStatus, PlacedOrder, new_order_id
 from app.errors import ServiceError
-from app.intake import _parse, _parse_batch
 from app.main import create_app
-from app.schemas import NEW_ORDER, NewBatch, NewBatchOrder, NewOrder
+from app.parsing import parse_batch, parse_order
+from app.schemas import NewBatch, NewBatchOrder, NewOrder
 from app.settings import Settings
 from app.timestamp import timestamp
 
@@ -172,12 +172,12 @@ def test_both_routes_and_the_models_agree(order: object) -> None:
         text = orjson.dumps(order)
     except TypeError:  # an integer of 30 digits
         text = json.dumps(order).encode()
-    alone = _verdict(lambda body: _parse(NEW_ORDER, body), text)
+    alone = _verdict(parse_order, text)
     assert alone == _verdict(NewOrder.model_validate_json, text)
 
     by_model = _verdict(lambda body: NewBatch.model_validate_json(body).orders[0], b'{"orders":[%b]}' % text)
-    batched = _parse_batch(b'{"orders":[%b]}' % text)[0]
-    mixed = _parse_batch(b'{"orders":[0,%b]}' % text)[1]
+    batched = parse_batch(b'{"orders":[%b]}' % text)[0]
+    mixed = parse_batch(b'{"orders":[0,%b]}' % text)[1]
     for found in (batched, mixed):
         assert (found if isinstance(found, NewBatchOrder) else None) == by_model
     if isinstance(alone, NewOrder):
@@ -254,7 +254,7 @@ def test_a_batch_is_rendered_as_documented(results: list[PlacedOrder | ServiceEr
 def test_a_refusal_is_rendered_as_documented(body: bytes) -> None:
     """A problem with its list of defects is the model's own JSON."""
     with pytest.raises(ServiceError) as refused:
-        _parse(NEW_ORDER, body)
+        parse_order(body)
     problem = json.loads(orjson.dumps(refused.value.problem()))
     assert schemas.Problem.model_validate(problem).model_dump(exclude_none=True) == problem
     assert problem["errors"]

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from app.domain import (
     TRANSITIONS,
+    IncomingOrder,
     OrderStatus,
-    PendingOrder,
     new_order_id,
     statuses_that_may_become,
 )
 
 
-def _pending(
+def _incoming(
     customer_id: str = "c", items: Sequence[tuple[str, int]] = (("a", 1), ("b", 2)), key: str | None = None
-) -> PendingOrder:
-    return PendingOrder(
+) -> IncomingOrder:
+    return IncomingOrder(
         principal="p",
         customer_id=customer_id,
         items=items,
@@ -56,7 +56,7 @@ def test_the_clock_is_the_default() -> None:
 
 def test_equal_orders_have_equal_fingerprints() -> None:
     """Whoever sends them, when, and under which key."""
-    first, second = _pending(key="k"), _pending(key="other")
+    first, second = _incoming(key="k"), _incoming(key="other")
     second.principal, second.arrived_at = "q", 9.0
     assert first.fingerprint() == second.fingerprint()
 
@@ -70,7 +70,7 @@ def test_other_orders_have_other_fingerprints(
     one: tuple[str, list[tuple[str, int]]], other: tuple[str, list[tuple[str, int]]]
 ) -> None:
     """No two different orders can be told for the same, however their texts are chosen."""
-    assert (_pending(*one).fingerprint() == _pending(*other).fingerprint()) == (one == other)
+    assert (_incoming(*one).fingerprint() == _incoming(*other).fingerprint()) == (one == other)
 
 
 def test_the_states_an_order_can_be_cancelled_from() -> None:

@@ -8,7 +8,7 @@ import pytest
 from app import errors
 from app.errors import CircuitOpen, Overloaded, ServiceError, Validation
 from app.metrics import ORDER_OUTCOMES, SHED_REASONS
-from app.problems import problem_headers, problem_response
+from app.problems import problem_answer, problem_response
 
 # error_type and the statuses it may have, from section 3.3 of the contract; `timeout` is 408 where the client was
 # late with its request, and `validation` 431 where its head is too large.
@@ -83,12 +83,12 @@ def test_the_reasons_to_shed_are_those_that_are_counted() -> None:
 )
 def test_every_503_says_when_to_come_back(seconds: float | None, header: bytes) -> None:
     """In whole seconds, rounded up, at least one."""
-    headers = dict(problem_headers(CircuitOpen(retry_after_seconds=seconds)))
+    headers = dict(problem_answer(CircuitOpen(retry_after_seconds=seconds))[0])
     assert headers[b"retry-after"] == header
     for kind in KINDS:
-        assert (b"retry-after" in dict(problem_headers(kind()))) == (kind.status == 503)
-        assert (b"www-authenticate" in dict(problem_headers(kind()))) == (kind.status == 401)
-        assert dict(problem_headers(kind()))[b"content-type"] == b"application/problem+json"
+        assert (b"retry-after" in dict(problem_answer(kind())[0])) == (kind.status == 503)
+        assert (b"www-authenticate" in dict(problem_answer(kind())[0])) == (kind.status == 401)
+        assert dict(problem_answer(kind())[0])[b"content-type"] == b"application/problem+json"
 
 
 def test_what_a_refusal_is_told_stands_in_its_problem() -> None:

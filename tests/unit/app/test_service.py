@@ -7,8 +7,9 @@ from typing import Any, cast
 import orjson
 import pytest
 
+from app.catalogue import Catalogue
 from app.db import Database, is_database_failure
-from app.domain import Order, PendingOrder, PlacedOrder
+from app.domain import IncomingOrder, Order, PlacedOrder
 from app.errors import ConnectionLost, DeadlineExceeded
 from app.resilience import CircuitBreaker, Guard, RetryBudget
 from app.service import OrderService
@@ -34,20 +35,23 @@ class ScriptedDatabase:
 
 def service(db: ScriptedDatabase) -> OrderService:
     breaker = CircuitBreaker("test", fail_max=3, reset_seconds=2, is_failure=is_database_failure)
+    database, guard = cast("Database", db), Guard(breaker, RetryBudget(), max_attempts=3)
+    catalogue = Catalogue(
+        database, guard, cache_ttl_seconds=300, cache_max_size=10, request_deadline_seconds=5
+    )
     return OrderService(
-        cast("Database", db),
-        Guard(breaker, RetryBudget(), max_attempts=3),
+        database,
+        guard,
+        catalogue,
         batch_max_size=100,
         batch_max_wait_seconds=0.5,
-        cache_ttl_seconds=300,
-        cache_max_size=10,
         request_deadline_seconds=5,
     )
 
 
-def pending(order_id: str, *, seconds_left: float = 5) -> PendingOrder:
+def incoming(order_id: str, *, seconds_left: float = 5) -> IncomingOrder:
     now = time.monotonic()
-    return PendingOrder(
+    return IncomingOrder(
         principal="p",
         customer_id="c",
         items=[("SKU-0001", 1)],
@@ -62,7 +66,7 @@ def pending(order_id: str, *, seconds_left: float = 5) -> PendingOrder:
 async def test_an_order_whose_time_is_up_is_not_sent_and_does_not_cut_its_neighbours_time() -> None:
     """An order with next to no time left is taken out, `not_executed`; its neighbours are stored."""
     db = ScriptedDatabase()
-    late, in_time = await service(db)._store([pending("late", seconds_left=0.01), pending("in-time")])
+    late, in_time = await service(db)._store([incoming("late", seconds_left=0.01), incoming("in-time")])
     assert isinstance(late, DeadlineExceeded)
     assert late.outcome == "not_executed"
     assert isinstance(in_time, PlacedOrder)
@@ -76,7 +80,7 @@ async def test_a_batch_of_late_orders_reaches_neither_the_database_nor_the_break
     for _ in range(2):
         with pytest.raises(ConnectionLost):
             await orders._guard.breaker.call(_fail)
-    await orders._store([pending("late", seconds_left=-1)])
+    await orders._store([incoming("late", seconds_left=-1)])
     assert db.batches == []
     with pytest.raises(ConnectionLost):
         await orders._guard.breaker.call(_fail)
@@ -86,7 +90,7 @@ async def test_a_batch_of_late_orders_reaches_neither_the_database_nor_the_break
 async def test_a_retry_sends_the_same_ids() -> None:
     """The service's own retry repeats the order ids, so that the database can tell it from a new order."""
     db = ScriptedDatabase(ConnectionLost(outcome="unknown"))
-    (placed,) = await service(db)._store([pending("one")])
+    (placed,) = await service(db)._store([incoming("one")])
     assert isinstance(placed, PlacedOrder)
     assert not placed.replayed
     assert db.batches == [["one"], ["one"]]

@@ -1,12 +1,12 @@
 """What became of each order of a batch."""
 
-from app.domain import Order, PendingOrder, PlacedOrder
+from app.domain import IncomingOrder, Order, PlacedOrder
 from app.errors import DatabaseError, IdempotencyMismatch, OutOfStock, ServiceError
 from app.settlement import Settlement
 
 
-def _pending(key: str | None = None, quantity: int = 1, principal: str = "p") -> PendingOrder:
-    return PendingOrder(
+def _incoming(key: str | None = None, quantity: int = 1, principal: str = "p") -> IncomingOrder:
+    return IncomingOrder(
         principal=principal,
         customer_id="c",
         items=[("SKU-0001", quantity)],
@@ -24,15 +24,15 @@ def _placed(order_id: str, *, replayed: bool = False) -> PlacedOrder:
     return PlacedOrder(order, replayed=replayed)
 
 
-def _settle_all(settlement: Settlement, results: dict[PendingOrder, PlacedOrder | ServiceError]) -> None:
+def _settle_all(settlement: Settlement, results: dict[IncomingOrder, PlacedOrder | ServiceError]) -> None:
     while orders := settlement.next_pass():
-        for pending in orders:
-            settlement.settle(pending, results[pending])
+        for incoming in orders:
+            settlement.settle(incoming, results[incoming])
 
 
 def test_orders_without_a_key_are_all_sent_at_once() -> None:
     """In order of arrival; their results come back in the same order."""
-    batch = [_pending(), _pending(), _pending()]
+    batch = [_incoming(), _incoming(), _incoming()]
     settlement = Settlement(batch)
     assert settlement.next_pass() == batch
     for n in (2, 0, 1):
@@ -47,7 +47,7 @@ def test_orders_without_a_key_are_all_sent_at_once() -> None:
 
 def test_of_orders_that_share_a_key_only_the_first_is_sent() -> None:
     """Its repeats are replayed with its answer; another order under the key is a mismatch."""
-    first, repeat, other = _pending("k"), _pending("k"), _pending("k", quantity=2)
+    first, repeat, other = _incoming("k"), _incoming("k"), _incoming("k", quantity=2)
     settlement = Settlement([first, repeat, other])
     assert settlement.next_pass() == [first]
     settlement.settle(first, _placed("1"))
@@ -60,7 +60,7 @@ def test_of_orders_that_share_a_key_only_the_first_is_sent() -> None:
 
 def test_what_was_replayed_from_the_database_is_replayed_to_all() -> None:
     """The first one's own replay settles its repeats, too."""
-    first, repeat = _pending("k"), _pending("k")
+    first, repeat = _incoming("k"), _incoming("k")
     settlement = Settlement([first, repeat])
     settlement.next_pass()
     settlement.settle(first, _placed("1", replayed=True))
@@ -70,7 +70,7 @@ def test_what_was_replayed_from_the_database_is_replayed_to_all() -> None:
 
 def test_a_refusal_leaves_the_key_to_the_next() -> None:
     """Orders that share a key take their turns until one is stored."""
-    batch = [_pending("k", quantity=9), _pending("k", quantity=8), _pending("k"), _pending("k")]
+    batch = [_incoming("k", quantity=9), _incoming("k", quantity=8), _incoming("k"), _incoming("k")]
     settlement = Settlement(batch)
     for n in range(2):
         assert settlement.next_pass() == [batch[n]]
@@ -83,13 +83,13 @@ def test_a_refusal_leaves_the_key_to_the_next() -> None:
 
 def test_the_keys_of_two_principals_are_two_keys() -> None:
     """Both orders are sent at once."""
-    batch = [_pending("k"), _pending("k", principal="q")]
+    batch = [_incoming("k"), _incoming("k", principal="q")]
     assert Settlement(batch).next_pass() == batch
 
 
 def test_what_is_not_settled_is_sent_again() -> None:
     """A pass may leave orders undecided: the next one holds them, and only them."""
-    batch = [_pending(), _pending(), _pending()]
+    batch = [_incoming(), _incoming(), _incoming()]
     settlement = Settlement(batch)
     settlement.next_pass()
     settlement.settle(batch[1], _placed("1"))
@@ -98,7 +98,7 @@ def test_what_is_not_settled_is_sent_again() -> None:
 
 def test_a_failure_is_for_those_that_have_no_result() -> None:
     """What was stored before the failure stays stored; its repeats, not yet answered, get the failure."""
-    stored, open_, repeat = _pending("k"), _pending(), _pending("k")
+    stored, open_, repeat = _incoming("k"), _incoming(), _incoming("k")
     settlement = Settlement([stored, open_, repeat])
     settlement.next_pass()
     settlement.settle(stored, _placed("1"))
@@ -110,8 +110,8 @@ def test_a_failure_is_for_those_that_have_no_result() -> None:
 
 def test_all_end_settled() -> None:
     """Any mixture of keys and results ends with one result for each order."""
-    batch = [_pending(key, quantity) for key in (None, "a", "b") for quantity in (1, 2, 1)]
-    results = {pending: _placed(str(n)) if n % 2 else OutOfStock() for n, pending in enumerate(batch)}
+    batch = [_incoming(key, quantity) for key in (None, "a", "b") for quantity in (1, 2, 1)]
+    results = {incoming: _placed(str(n)) if n % 2 else OutOfStock() for n, incoming in enumerate(batch)}
     settlement = Settlement(batch)
     _settle_all(settlement, dict(results))
     assert len(settlement.in_order()) == 9

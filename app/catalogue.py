@@ -1,0 +1,115 @@
+"""What is sold, and at what price: the product caches, what fills them, and the price of an order's lines."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from app import repository
+from app.batching import batch_processor
+from app.cache import Cached, cached
+from app.db import Database
+from app.domain import Line, Product
+from app.errors import DeadlineExceeded, NotFound, UnknownProduct
+from app.resilience import Guard
+
+
+class Priced(NamedTuple):
+    """The lines of an order at the catalogue's prices, and their sum in integer cents."""
+
+    currency: str
+    total_cents: int
+    lines: list[Line]
+
+
+class Catalogue:
+    """The products, read through caches that serve what they know, marked stale, while the database is away."""
+
+    def __init__(
+        self,
+        db: Database,
+        guard: Guard,
+        *,
+        cache_ttl_seconds: float,
+        cache_max_size: int,
+        request_deadline_seconds: float,
+    ) -> None:
+        """Read products from *db*, under *guard*; nothing is opened here."""
+
+        def deadline() -> float:
+            return time.monotonic() + request_deadline_seconds
+
+        @cached(ttl=cache_ttl_seconds, maxsize=cache_max_size, name="products")
+        @batch_processor(max_size=100, max_wait=request_deadline_seconds, writers=2)
+        async def get_product_details(ids: list[str]) -> Sequence[Product | BaseException]:
+            found = await guard.read(
+                "get_products", lambda: repository.select_products_by_id(db, ids), deadline=deadline()
+            )
+            return [
+                found.get(product_id) or NotFound(f"there is no product {product_id!r}") for product_id in ids
+            ]
+
+        @cached(ttl=cache_ttl_seconds, maxsize=1000, name="product_pages")
+        async def get_product_page(key: tuple[str, int]) -> Sequence[Product]:
+            after, limit = key
+            return await guard.read(
+                "list_products",
+                lambda: repository.select_products(db, after=after, limit=limit),
+                deadline=deadline(),
+            )
+
+        self._products = get_product_details
+        self._pages = get_product_page
+
+    async def product(self, product_id: str) -> Cached[Product]:
+        """A product from the cache, stale while the database is away.
+
+        Raises:
+            NotFound: there is no such product.
+        """
+        return await self._products.lookup(product_id)
+
+    async def page(self, *, after: str, limit: int) -> Cached[Sequence[Product]]:
+        """Products by id behind *after*, from the cache, stale while the database is away."""
+        return await self._pages.lookup((after, limit))
+
+    async def price(self, items: Sequence[tuple[str, int]], *, deadline: float) -> Priced:
+        """Price *items* from the cache; what is missing there is read first.
+
+        Args:
+            items: (product_id, quantity), one a line.
+            deadline: monotonic seconds; it bounds the reading.
+
+        Raises:
+            UnknownProduct: a line names a product that does not exist.
+            DeadlineExceeded: the missing products were not there in time.
+        """
+        products: list[Product] = []
+        for product_id, _ in items:
+            product = self._products.peek(product_id)
+            if product is None:
+                products = await self._read([product_id for product_id, _ in items], deadline)
+                break
+            products.append(product)
+        lines = [
+            (product.id, quantity, product.price_cents)
+            for product, (_, quantity) in zip(products, items, strict=True)
+        ]
+        total_cents = sum([quantity * price_cents for _, quantity, price_cents in lines])
+        return Priced(products[0].currency, total_cents, lines)
+
+    async def _read(self, ids: Sequence[str], deadline: float) -> list[Product]:
+        """Every product of *ids*, in their order."""
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                found = await asyncio.gather(*map(self._products, ids), return_exceptions=True)
+        except TimeoutError as exc:
+            raise DeadlineExceeded from exc
+        products: list[Product] = []
+        for product_id, product in zip(ids, found, strict=True):
+            if isinstance(product, NotFound):
+                raise UnknownProduct(f"there is no product {product_id!r}") from product
+            if isinstance(product, BaseException):
+                raise product
+            products.append(product)
+        return products

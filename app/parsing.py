@@ -1,0 +1,145 @@
+"""Raw headers and bytes to orders: what a request must be before anything is done for it."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeGuard
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.types import Message, Receive, Scope
+
+from app.errors import ServiceError, TooLarge, Validation
+from app.schemas import (
+    MAX_BATCH_ORDERS,
+    MAX_KEY_LENGTH,
+    NEW_BATCH,
+    NEW_BATCH_ORDER,
+    NEW_ORDER,
+    NewBatchOrder,
+    NewOrder,
+)
+
+# Of one order, or of a batch as a whole: listing the 100,000 that fit into one would hold up the loop for a second.
+_MAX_DEFECTS = 50
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+class Headers(NamedTuple):
+    """The headers that matter to an order."""
+
+    authorization: str | None
+    content_type: bytes
+    content_length: int
+    idempotency_keys: list[bytes]
+
+    @classmethod
+    def of(cls, scope: Scope) -> "Headers":
+        """Those of the request in *scope*."""
+        authorization, content_type, content_length, keys = None, b"", 0, []
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-length":
+                content_length = int(value)  # the parser has let digits through, and nothing else
+            elif name == b"idempotency-key":
+                keys.append(value)
+            elif name == b"authorization":
+                authorization = value.decode("latin-1")
+        return cls(authorization, content_type, content_length, keys)
+
+    def key(self) -> str | None:
+        """The idempotency key, if one was sent."""
+        if not self.idempotency_keys:
+            return None
+        key = self.idempotency_keys[0].decode("latin-1").strip()
+        if len(self.idempotency_keys) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH:
+            raise Validation(f"Idempotency-Key: one value of 1 to {MAX_KEY_LENGTH} characters")
+        return key
+
+
+async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The request's body; refused as soon as it is known to be over *limit* bytes, or not to be JSON."""
+    media_type = headers.content_type.partition(b";")[0].strip().lower()
+    if media_type != b"application/json":
+        raise Validation("Content-Type: must be application/json")
+    if headers.content_length > limit:
+        raise TooLarge(f"the body may be {limit} bytes long")
+    message: Message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body") or message["type"] == "http.disconnect":
+        chunks, size = [body], len(body)
+        while message["type"] != "http.disconnect" and message.get("more_body") and size <= limit:
+            message = await receive()
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body = b"".join(chunks)
+    if len(body) > limit:
+        raise TooLarge(f"the body may be {limit} bytes long")
+    return body
+
+
+def parse_order(body: bytes) -> NewOrder:
+    """The order in *body*.
+
+    Raises:
+        Validation: it is none; 400 where it is not even JSON.
+    """
+    try:
+        return NEW_ORDER.validate_json(body)
+    except ValidationError as exc:
+        raise _validation(exc) from None
+
+
+def parse_batch(body: bytes) -> Sequence[NewBatchOrder | ServiceError]:
+    """The orders of a batch, each parsed alone where not all are well-formed."""
+    try:
+        return NEW_BATCH.validate_json(body).orders
+    except ValidationError as exc:
+        if not _is_json(exc) or not _is_batch(document := from_json(body)):
+            raise _validation(exc) from None
+        return [_parse_item(item) for item in document["orders"]]
+
+
+def _is_batch(document: object) -> TypeGuard[dict[str, list[object]]]:
+    """Whether it holds a list of orders that can be answered one by one."""
+    return (
+        isinstance(document, dict)
+        and set(document) == {"orders"}
+        and isinstance(document["orders"], list)
+        and 1 <= len(document["orders"]) <= MAX_BATCH_ORDERS
+    )
+
+
+def _parse_item(item: object) -> NewBatchOrder | ServiceError:
+    try:
+        return NEW_BATCH_ORDER.validate_python(item)
+    except ValidationError as exc:
+        return _validation(exc)
+
+
+def _validation(exc: ValidationError) -> Validation:
+    if exc.error_count() > _MAX_DEFECTS:
+        return Validation(f"{exc.error_count()} defects, too many to list")
+    errors = [
+        dict(error) for error in exc.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    if not _is_json(exc):
+        return Validation("the body is not JSON", status=400, errors=errors)
+    return Validation(
+        "; ".join(f"{_path(error['loc'])}: {error['msg']}" for error in errors[:3]), errors=errors
+    )
+
+
+def _is_json(exc: ValidationError) -> bool:
+    return (
+        exc.error_count() > 1
+        or exc.errors(include_url=False, include_input=False)[0]["type"] != "json_invalid"
+    )
+
+
+def _path(loc: object) -> str:
+    return ".".join(map(str, loc)) if isinstance(loc, Iterable) and loc else "body"
