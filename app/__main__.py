@@ -12,8 +12,8 @@ from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgresError
 from app.errors import ServiceError
 from app.main import create_app, database_url, open_database
-from app.protocol import Limits
-from app.server import raise_open_files_limit, run, serve
+from app.server.protocol import Limits
+from app.server.serve import raise_open_files_limit, run, serve
 from app.settings import Settings, SettingsError
 from app.state import Lifecycle
 

@@ -13,7 +13,7 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from app.embedded_postgres import EmbeddedPostgres
-from app.server import raise_open_files_limit
+from app.server.serve import raise_open_files_limit
 from tests.support.service_process import ServiceProcess
 
 raise_open_files_limit()  # some tests are a thousand clients

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.protocol import Limits
-from app.server import _Server
+from app.server.protocol import Limits
+from app.server.serve import _Server
 
 Exchanged = Callable[[bytes], Coroutine[Any, Any, bytes]]
 

@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.types import Receive, Scope, Send
 
-from app.protocol import Limits
-from app.server import _Server
+from app.server.protocol import Limits
+from app.server.serve import _Server
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 QUICK = 0.02  # seconds between sweeps

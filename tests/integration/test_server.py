@@ -23,9 +23,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from app import server as server_module
-from app.protocol import Limits
-from app.server import PortTakenError, serve
+from app.server import serve as server_module
+from app.server.protocol import Limits
+from app.server.serve import PortTakenError, serve
 from app.settings import SettingsError
 
 _LOWEST_FREE_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -35,9 +35,9 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 # Reports what happens to it, one line each. /readyz is 503 once it drains; /held answers once `release` exists.
 PROGRAM = """
 import asyncio, json, os, pathlib, sys
-from app import server as server_module
-from app.protocol import Limits
-from app.server import run, serve
+from app.server import serve as server_module
+from app.server.protocol import Limits
+from app.server.serve import run, serve
 
 options = json.loads(sys.argv[1])
 release = pathlib.Path(options.pop("release"))
@@ -509,7 +509,7 @@ async def test_signal_handlers_are_given_back() -> None:
 def test_the_open_files_limit_is_raised() -> None:
     """The soft limit becomes the hard one."""
     program = (
-        "import resource as r; from app.server import raise_open_files_limit as f;"
+        "import resource as r; from app.server.serve import raise_open_files_limit as f;"
         "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (200, hard)); f();"
         "print(r.getrlimit(r.RLIMIT_NOFILE)[0])"
     )

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 from app.errors import InternalError, ServiceError
 
 _BODILESS = frozenset({204, 304})
-_log = structlog.get_logger("app.exchange")
+_log = structlog.get_logger("app.server.exchange")
 
 
 class Connection(Protocol):

@@ -23,7 +23,7 @@ import uvloop
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from app.protocol import Connections, LimitedHttpProtocol, Limits
+from app.server.protocol import Connections, LimitedHttpProtocol, Limits
 from app.settings import SettingsError
 
 _BACKLOG = 2048  # the kernel caps it at net.core.somaxconn

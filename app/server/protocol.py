@@ -22,9 +22,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.errors import InternalError, RequestTimeout, ServiceError, Validation
-from app.exchange import Exchange
 from app.metrics import HTTP_REQUESTS
 from app.problems import problem_answer
+from app.server.exchange import Exchange
 
 _AGE_JITTER = 0.2  # connections that were opened together do not all come back together
 _LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
