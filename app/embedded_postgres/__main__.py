@@ -1,0 +1,46 @@
+"""`python -m app.embedded_postgres DIR`: a server alone, its DSN on stdout."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+
+
+async def _serve(server: EmbeddedPostgres) -> None:
+    asked_to_end = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, asked_to_end.set)
+    supervisor = asyncio.create_task(server.supervise())
+    await asked_to_end.wait()
+    supervisor.cancel()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a server alone until SIGINT or SIGTERM; its DSN goes to stdout, one line of reason to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m app.embedded_postgres", description=main.__doc__)
+    parser.add_argument("directory", type=Path, help="where its data is kept")
+    parser.add_argument("--port", type=int, help="also listen there on 127.0.0.1 (a second DSN is printed)")
+    parser.add_argument("--bin-dir", type=Path, help="of another PostgreSQL, 15 or later")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    try:
+        with EmbeddedPostgres(options.directory, bin_dir=options.bin_dir, port=options.port) as server:
+            dsns = [server.dsn] if server.port is None else [server.dsn, server.tcp_dsn]
+            sys.stdout.write("\n".join(dsns) + "\n")
+            sys.stdout.flush()
+            asyncio.run(_serve(server))
+    except EmbeddedPostgresError as exc:
+        sys.stderr.write(f"{parser.prog}: {exc}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
