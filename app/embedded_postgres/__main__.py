@@ -10,6 +10,16 @@ from pathlib import Path
 
 from app.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 
+_PLAIN_RECORD = frozenset({*logging.makeLogRecord({}).__dict__, "message", "taskName"})
+
+
+class _PlainFormatter(logging.Formatter):
+    """An event and its fields as one line to be read: `postgres_restarting status=-9`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = (f"{name}={value}" for name, value in vars(record).items() if name not in _PLAIN_RECORD)
+        return " ".join((record.getMessage(), *fields))
+
 
 async def _serve(server: EmbeddedPostgres) -> None:
     asked_to_end = asyncio.Event()
@@ -27,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="also listen there on 127.0.0.1 (a second DSN is printed)")
     parser.add_argument("--bin-dir", type=Path, help="of another PostgreSQL, 15 or later")
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(_PlainFormatter())
+    logging.basicConfig(handlers=[stderr])
     try:
         with EmbeddedPostgres(options.directory, bin_dir=options.bin_dir, port=options.port) as server:
             dsns = [server.dsn] if server.port is None else [server.dsn, server.tcp_dsn]

@@ -171,14 +171,14 @@ class EmbeddedPostgres:
             process = self._process
             if process is None or process.poll() is None:
                 continue
-            _log.warning("embedded PostgreSQL ended by itself (status %d): restarting it", process.returncode)
+            _log.warning("postgres_restarting", extra={"status": process.returncode})
             await asyncio.sleep(self._spawned_at + _RESTART_SECONDS - time.monotonic())
             try:
                 await asyncio.to_thread(self._clear_after, process)
                 self._spawn(replacing=process)  # not in that thread: its end would end the server
             except (OSError, EmbeddedPostgresError) as exc:
                 self._spawned_at = time.monotonic()
-                _log.error("embedded PostgreSQL cannot be restarted: %s", exc)
+                _log.error("postgres_restart_failed", extra={"reason": str(exc)})
 
     def processes(self) -> list[int]:
         """List the pids of all server processes on this data directory, the main one first."""

@@ -41,7 +41,7 @@ def stop_leftovers(data: Path) -> None:
         if signal_number == signal.SIGINT:  # only for the postmaster it means a fast shutdown
             pids = [pid for pid in pids if pid == recorded_postmaster(data)]
         for pid in pids:
-            _log.warning("stopping PostgreSQL process %d, left in %s", pid, data.parent)
+            _log.warning("postgres_leftover_stopping", extra={"pid": pid, "directory": str(data.parent)})
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal_number)
         deadline = time.monotonic() + seconds

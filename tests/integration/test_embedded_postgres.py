@@ -205,7 +205,19 @@ async def test_killed_server_is_restarted_with_its_rows(
         await asyncio.to_thread(wait_until, lambda: own_postgres.pid != killed and _answers(own_postgres.dsn))
     supervisor.cancel()
     assert kept_rows(own_postgres.dsn) == 1
-    assert sum("ended by itself (status -9)" in record.message for record in caplog.records) == 1
+    (told,) = (record for record in caplog.records if record.message == "postgres_restarting")
+    assert vars(told)["status"] == -9
+
+
+def test_command_tells_of_a_restart_in_plain_words(stopped: Path, postgres_bin_dir: Path | None) -> None:
+    """Run alone it tells of a restart on stderr: the event with its fields."""
+    with alone(stopped, postgres_bin_dir) as owner:
+        dsn = printed_dsn(owner)
+        postmaster = EmbeddedPostgres(stopped).processes()[0]
+        os.kill(postmaster, signal.SIGKILL)
+        assert owner.stderr is not None
+        assert owner.stderr.readline() == "postgres_restarting status=-9\n"
+        wait_until(lambda: _answers(dsn))
 
 
 def _answers(dsn: str) -> bool:
@@ -225,7 +237,7 @@ async def test_server_that_cannot_live_is_restarted_once_a_second(
     os.kill(own_postgres.pid, signal.SIGKILL)
 
     def told_at() -> list[float]:
-        return [record.created for record in caplog.records if "ended by itself" in record.message]
+        return [record.created for record in caplog.records if record.message == "postgres_restarting"]
 
     await asyncio.to_thread(wait_until, lambda: len(told_at()) >= 4)
     supervisor.cancel()
@@ -240,7 +252,7 @@ async def test_stopped_server_is_not_restarted(
     supervisor = asyncio.create_task(own_postgres.supervise())
     own_postgres._spawned_at = time.monotonic()  # so that the restart is due in a second, not now
     os.kill(own_postgres.pid, signal.SIGKILL)
-    await asyncio.to_thread(wait_until, lambda: "ended by itself" in caplog.text)
+    await asyncio.to_thread(wait_until, lambda: "postgres_restarting" in caplog.text)
     await asyncio.to_thread(own_postgres.stop)
     async with asyncio.timeout(30):
         await supervisor
