@@ -18,7 +18,7 @@ from app.timestamp import timestamp
 
 STORE_ORDERS = """
     SELECT n, verdict, id, currency, total_cents, lines, created_at
-      FROM store_orders_v2(%(batch)s, %(wanted)s)
+      FROM store_orders_v1(%(batch)s, %(wanted)s)
 """
 
 CANCEL_ORDER = """

@@ -1,4 +1,4 @@
-"""The function that stores a batch: as its first version, which replicas of the release before still call."""
+"""The function that stores a batch, beside a plainer one that decides alike: store_orders_oracle.sql."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -23,8 +24,9 @@ from tests.support.service_process import ServiceProcess
 
 FIELDS = ("principal", "id", "customer_id", "currency", "total_cents", "lines", "created_at", "key", "hash")
 VERDICTS = {"stored", "replayed", "mismatch", "unknown_product", "out_of_stock", "undecided"}
-STORE_V1 = "SELECT * FROM store_orders_v1(%s, %s, %s)"
-STORE_V2 = "SELECT * FROM store_orders_v2(%s, %s)"
+STORE = "SELECT * FROM store_orders_v1(%s, %s)"
+ORACLE = Path(__file__).with_name("store_orders_oracle.sql")
+ASK_ORACLE = "SELECT * FROM store_orders_oracle(%s, %s, %s)"
 
 Order = dict[str, Any]
 Rows = list[tuple[Any, ...]]
@@ -40,6 +42,7 @@ class Store:
         self._cursor = self.connection.cursor()
         for _, path in migrations():
             self._cursor.execute(path.read_text())
+        self._cursor.execute(ORACLE.read_text())
 
     def run(self, sql: str, *parameters: Any) -> Rows:
         """Run one statement."""
@@ -59,19 +62,19 @@ class Store:
         """All that is stored."""
         return self.run("SELECT * FROM orders ORDER BY id")
 
-    def store_v1(self, batch: Sequence[Order]) -> Rows:
-        """One row per order, by its place in the batch, from 0."""
-        rows = [{"n": n, **order} for n, order in enumerate(batch)]
-        wanted = wanted_by(batch)
-        return sorted(self.run(STORE_V1, json.dumps(rows), list(wanted), list(wanted.values())))
-
-    def store_v2(self, batch: Sequence[Order]) -> Rows:
-        """As `store_v1`, whatever the form of the answer."""
+    def store(self, batch: Sequence[Order]) -> Rows:
+        """One row per order, by its place in the batch, from 0, whatever the form of the answer."""
         rows = [[order[field] for field in FIELDS] for order in batch]
-        answer = self.run(STORE_V2, json.dumps(rows), json.dumps(wanted_by(batch)))
+        answer = self.run(STORE, json.dumps(rows), json.dumps(wanted_by(batch)))
         if [row[0] for row in answer] == [None]:
             return [(n, *answer[0][1:]) for n in range(len(batch))]
         return sorted((n - 1, *rest) for n, *rest in answer)
+
+    def store_plainly(self, batch: Sequence[Order]) -> Rows:
+        """As `store`, by the oracle."""
+        rows = [{"n": n, **order} for n, order in enumerate(batch)]
+        wanted = wanted_by(batch)
+        return sorted(self.run(ASK_ORACLE, json.dumps(rows), list(wanted), list(wanted.values())))
 
 
 @pytest.fixture
@@ -109,14 +112,14 @@ def new_order(*lines: tuple[str, int], key: str | None = None, customer: str = "
     }
 
 
-def test_both_versions_decide_alike(new_store: Callable[[str], Store]) -> None:
-    """Whatever a batch holds, both versions give the same answers and leave the same rows and stock."""
-    one, two = new_store("one"), new_store("two")
+def test_it_decides_as_the_oracle(new_store: Callable[[str], Store]) -> None:
+    """Whatever a batch holds, answers, rows and stock are those of the oracle."""
+    plain, store = new_store("plain"), new_store("store")
     chance = random.Random(7)  # noqa: S311
     stock = {f"P-{n}": chance.randint(0, 60) for n in range(30)} | {"P-many": 10_000}
     shelf = [*stock, *["P-many"] * 40]
-    for store in (one, two):
-        store.new_products(stock)
+    for each in (plain, store):
+        each.new_products(stock)
     sent: list[Order] = []
     verdicts: Counter[str] = Counter()
     whole = 0
@@ -138,12 +141,12 @@ def test_both_versions_decide_alike(new_store: Callable[[str], Store]) -> None:
             replay = {"id": str(uuid.uuid4())}
             mismatch = replay | {"hash": "of another order"}
             batch.append(again | chance.choice([own_attempt, replay, mismatch]))
-        expected = one.store_v1(batch)
-        assert two.store_v2(batch) == expected
-        assert two.stock() == one.stock()
+        expected = plain.store_plainly(batch)
+        assert store.store(batch) == expected
+        assert store.stock() == plain.stock()
         verdicts.update(row[1] for row in expected)
         whole += {row[1] for row in expected} == {"stored"}
-    assert two.orders() == one.orders()
+    assert store.orders() == plain.orders()
     assert set(verdicts) == VERDICTS
     assert 50 < whole < 250
 
@@ -153,9 +156,9 @@ def test_a_replay_gives_back_what_its_batch_took(new_store: Callable[[str], Stor
     store = new_store("one")
     store.new_products({"P-1": 10, "P-2": 10})
     first = new_order(("P-1", 2), key="k")
-    assert store.store_v2([first])[0][1] == "stored"
+    assert store.store([first])[0][1] == "stored"
     replay = first | {"id": str(uuid.uuid4())}
-    answers = store.store_v2([new_order(("P-1", 3)), replay, new_order(("P-2", 1), ("P-1", 1))])
+    answers = store.store([new_order(("P-1", 3)), replay, new_order(("P-2", 1), ("P-1", 1))])
     assert [row[1] for row in answers] == ["stored", "replayed", "stored"]
     assert answers[1][2] == first["id"]
     assert store.stock() == {"P-1": 4, "P-2": 9}
@@ -166,7 +169,7 @@ def test_stock_for_some_products_only(new_store: Callable[[str], Store]) -> None
     """Where one product is short nothing of the others is taken but for the orders that are stored."""
     store = new_store("one")
     store.new_products({"P-1": 10, "P-2": 1, "P-3": 10})
-    answers = store.store_v2(
+    answers = store.store(
         [new_order(("P-1", 1), ("P-2", 2)), new_order(("P-3", 4)), new_order(("P-1", 1), ("missing", 1))]
     )
     assert [row[1] for row in answers] == ["out_of_stock", "stored", "unknown_product"]
@@ -177,10 +180,10 @@ def test_stock_to_the_last_piece(new_store: Callable[[str], Store]) -> None:
     """A batch may take all there is, and the next gets none."""
     store = new_store("one")
     store.new_products({"P-1": 5})
-    verdicts = [row[1] for row in store.store_v2([new_order(("P-1", 3)), new_order(("P-1", 2))])]
+    verdicts = [row[1] for row in store.store([new_order(("P-1", 3)), new_order(("P-1", 2))])]
     assert verdicts == ["stored", "stored"]
     assert store.stock() == {"P-1": 0}
-    assert [row[1] for row in store.store_v2([new_order(("P-1", 1))])] == ["out_of_stock"]
+    assert [row[1] for row in store.store([new_order(("P-1", 1))])] == ["out_of_stock"]
     assert store.stock() == {"P-1": 0}
 
 
@@ -190,7 +193,7 @@ def test_plans_made_for_small_tables(new_store: Callable[[str], Store], *, analy
     store = new_store("one")
     store.new_products({"P-1": 100, "P-2": 0})
     if analysed:
-        store.store_v2([new_order(("P-1", 1), key=f"k-{n}", customer=f"c-{n}") for n in range(60)])
+        store.store([new_order(("P-1", 1), key=f"k-{n}", customer=f"c-{n}") for n in range(60)])
         store.run("ANALYZE products, orders")
     for setting in (
         "LOAD 'auto_explain'",
@@ -200,8 +203,8 @@ def test_plans_made_for_small_tables(new_store: Callable[[str], Store], *, analy
     ):
         store.run(setting)
     store.connection.notices.clear()
-    assert [row[1] for row in store.store_v2([new_order(("P-1", 1), key="m")])] == ["stored"]
-    assert [row[1] for row in store.store_v2([new_order(("P-1", 1)), new_order(("P-2", 1))])] == [
+    assert [row[1] for row in store.store([new_order(("P-1", 1), key="m")])] == ["stored"]
+    assert [row[1] for row in store.store([new_order(("P-1", 1)), new_order(("P-2", 1))])] == [
         "stored",
         "out_of_stock",
     ]
