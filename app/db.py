@@ -59,6 +59,8 @@ _MEANINGS: Mapping[str, type[ServiceError]] = {
     "55P03": TransactionConflict,  # lock_timeout
     "25006": ConnectionLost,  # read-only: a primary that was demoted
     "08": ConnectionLost,
+    "22": StatementRejected,  # a value of a wrong form
+    "23": StatementRejected,  # a broken constraint
     "53": DatabaseError,  # out of disk, memory, connections
     "57": DatabaseError,
     "58": DatabaseError,
@@ -321,8 +323,6 @@ def _translate(exc: BaseException, conn: aiopg_fixes.SafeConnection, lost: Outco
         conn.close()
         return ConnectionLost(outcome=lost)
     # The server has answered: the transaction was rolled back.
-    if code.startswith(("22", "23")):
-        return StatementRejected(constraint=exc.diag.constraint_name)  # type: ignore[attr-defined]
     meaning = _MEANINGS.get(code) or _MEANINGS.get(code[:2], InternalError)
     if meaning is ConnectionLost:
         conn.close()

@@ -240,8 +240,3 @@ class InternalError(Unavailable):
 
 class StatementRejected(InternalError):
     """The database refused the values."""
-
-    def __init__(self, detail: str | None = None, *, constraint: str | None = None) -> None:
-        """*constraint*: the name of the one that was broken, where it was one; never the values."""
-        super().__init__(detail)
-        self.constraint = constraint

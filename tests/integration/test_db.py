@@ -1,6 +1,7 @@
 """`Database` against a real server: results, bounds, and what every kind of failure means."""
 
 import asyncio
+import re
 import shutil
 import socket
 import traceback
@@ -121,7 +122,6 @@ async def test_one_string_is_one_transaction(database: Database) -> None:
     pid = await backend_pid(database)
     with pytest.raises(StatementRejected) as refusal:
         await database.run("INSERT INTO things VALUES (1, 1); INSERT INTO things VALUES (1, 1)")
-    assert refusal.value.constraint == "things_pkey"
     assert refusal.value.outcome == "not_executed"
     assert await database.run("SELECT * FROM things") == []
     assert await backend_pid(database) == pid
@@ -131,8 +131,8 @@ async def test_refused_values_are_not_quoted(database: Database) -> None:
     """What a client is told names neither value nor SQL."""
     with pytest.raises(StatementRejected) as refusal:
         await database.run("INSERT INTO things VALUES (1, %(size)s)", {"size": -4711})
-    assert refusal.value.constraint == "things_size_check"
-    assert "4711" not in str(refusal.value.problem())
+    assert "things_size_check" in str(refusal.value.__cause__)
+    assert not re.search("4711|things", str(refusal.value.problem()))
 
 
 async def test_limits_leave_no_trace_in_the_session(database: Database, observer: Database) -> None:
