@@ -28,13 +28,29 @@ from typing import ClassVar, Literal
 
 Outcome = Literal["not_executed", "unknown"]
 ShedReason = Literal["admission", "queue", "pool"]
+ErrorType = Literal[
+    "validation",
+    "unauthorized",
+    "not_found",
+    "method_not_allowed",
+    "unknown_product",
+    "out_of_stock",
+    "idempotency_mismatch",
+    "invalid_state",
+    "too_large",
+    "overloaded",
+    "circuit_open",
+    "database",
+    "timeout",
+    "internal",
+]
 
 
 class ServiceError(Exception):
     """The request was refused."""
 
     status: ClassVar[int]
-    error_type: ClassVar[str]
+    error_type: ClassVar[ErrorType]
     retryable: ClassVar[bool] = False  # by the service itself, under the same order id
 
     def __init__(

@@ -4,6 +4,9 @@ Names are the contract with the load tests, the rules, the alerts and the dashbo
 route is its template, never a path. Base units: seconds, bytes, counts.
 """
 
+from collections.abc import Mapping
+from typing import Literal, get_args
+
 from prometheus_client import (
     GC_COLLECTOR,
     PLATFORM_COLLECTOR,
@@ -13,6 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client import Counter as LockedCounter
 
+from app.errors import ErrorType, ShedReason
 from app.light_metrics import Counter, Histogram
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the _created series nearly double a scrape and nobody reads them
@@ -22,7 +26,7 @@ REGISTRY.unregister(PLATFORM_COLLECTOR)
 ORDER_STAGES = ("parse", "price", "queue", "store", "respond")
 
 # status -> the error types it can carry: every valid combination, and no other.
-ORDER_OUTCOMES = {
+ORDER_OUTCOMES: Mapping[str, tuple[ErrorType | Literal[""], ...]] = {
     "success": ("",),
     "replayed": ("",),
     "rejected": (
@@ -88,7 +92,7 @@ REQUESTS_IN_FLIGHT = Gauge(
     "requests_in_flight", "Requests and batch orders now admitted and not yet answered."
 )
 REQUESTS_SHED = Counter("requests_shed_total", "Orders refused to protect the rest.", ["reason"])
-SHED_REASONS = ("admission", "queue", "pool")
+SHED_REASONS: tuple[ShedReason, ...] = get_args(ShedReason)
 
 # --- the order -----------------------------------------------------------------------------------------------
 # Read by: the plan's latency queries, the acceptance criteria, OrderLatencyP95, OrderLatencyP99, OrderLatencyMean;

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from app.domain import Order as DomainOrder
 from app.domain import OrderStatus, PlacedOrder
-from app.errors import Outcome
+from app.errors import ErrorType, Outcome
 
 MAX_ORDER_BYTES = 64 * 1024
 MAX_BATCH_BYTES = 1024 * 1024
@@ -122,22 +122,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    error_type: Literal[
-        "validation",
-        "unauthorized",
-        "not_found",
-        "method_not_allowed",
-        "unknown_product",
-        "out_of_stock",
-        "idempotency_mismatch",
-        "invalid_state",
-        "too_large",
-        "overloaded",
-        "circuit_open",
-        "database",
-        "timeout",
-        "internal",
-    ]
+    error_type: ErrorType
     outcome: Outcome = Field(
         description="not_executed: nothing was stored, sending it again cannot store it twice. "
         "unknown: ask again with the same key."
