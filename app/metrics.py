@@ -78,10 +78,14 @@ _STAGE_BUCKETS = (
 
 # --- every request -------------------------------------------------------------------------------------------
 # Read by: dashboard "Order path".
-HTTP_REQUESTS = Counter("http_requests_total", "HTTP requests answered.", ["method", "route", "status"])
+HTTP_REQUESTS = Counter(
+    "http_requests_total",
+    "HTTP requests by the status of their answer; 0 where none was begun.",
+    ["method", "route", "status"],
+)
 HTTP_REQUEST_SECONDS = Histogram(
     "http_request_seconds",
-    "Seconds from the request's headers to the last byte of its answer, by route template.",
+    "Seconds the application took for a request, from its headers to the end of its answer.",
     ["route"],
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0),
 )
@@ -89,9 +93,11 @@ HTTP_REQUEST_SECONDS = Histogram(
 # --- admission -----------------------------------------------------------------------------------------------
 # Read by: autoscaling (saturation per replica); OrdersShed; dashboards "Order path", "Resilience and saturation".
 REQUESTS_IN_FLIGHT = Gauge(
-    "requests_in_flight", "Requests and batch orders now admitted and not yet answered."
+    "requests_in_flight", "Requests of the API now admitted and not yet answered; a batch counts its orders."
 )
-REQUESTS_SHED = Counter("requests_shed_total", "Orders refused to protect the rest.", ["reason"])
+REQUESTS_SHED = Counter(
+    "requests_shed_total", "Orders refused to protect the rest, by the limit that was reached.", ["reason"]
+)
 SHED_REASONS: tuple[ShedReason, ...] = get_args(ShedReason)
 
 # --- the order -----------------------------------------------------------------------------------------------
@@ -108,7 +114,7 @@ ORDERS = Counter("orders_total", "Orders asked for, by what became of them.", ["
 # Read by: `make profile`; BatchQueueNearLimit; dashboard "Order path".
 ORDER_STAGE_SECONDS = Histogram(
     "order_stage_seconds",
-    "Seconds an order spent in each stage of its path.",
+    "Seconds an order spent in each stage that it came to.",
     ["stage"],
     buckets=_STAGE_BUCKETS,
 )
@@ -117,7 +123,7 @@ ORDER_STAGE_SECONDS = Histogram(
 # Read by: dashboards "Order path", "Resilience and saturation".
 ORDER_BATCH_SIZE = Histogram(
     "order_batch_size",
-    "Orders sent to the database by one commit.",
+    "Orders sent to the database by one call, repeated ones included.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 100, 128),
 )
 ORDER_BATCH_QUEUE_DEPTH = Gauge("order_batch_queue_depth", "Orders waiting for their batch to start.")
@@ -135,7 +141,11 @@ BREAKER_TRANSITIONS = Counter(
     "circuit_breaker_transitions_total", "State changes, by the state entered.", ["breaker", "to"]
 )
 BREAKER_STATES = ("closed", "half_open", "open")
-RETRIES = Counter("retries_total", "Repeated attempts, by what they led to.", ["operation", "outcome"])
+RETRIES = Counter(
+    "retries_total",
+    "Repeated attempts by what they led to; budget_exhausted where one was not made.",
+    ["operation", "outcome"],
+)
 RETRY_OUTCOMES = ("success", "failure", "budget_exhausted")
 
 # --- the pool ------------------------------------------------------------------------------------------------
@@ -144,20 +154,22 @@ RETRY_OUTCOMES = ("success", "failure", "budget_exhausted")
 DB_CONNECTIONS = Counter(
     "db_connections_total", "Connections to the database, by how opening them ended.", ["outcome"]
 )
-DB_POOL_SIZE = Gauge("db_pool_size", "Connections now open.")
-DB_POOL_IN_USE = Gauge("db_pool_in_use", "Connections now lent to a request.")
+DB_POOL_SIZE = Gauge("db_pool_size", "Connections now open or being opened.")
+DB_POOL_IN_USE = Gauge("db_pool_in_use", "Connections now in use.")
 DB_POOL_MAX = Gauge("db_pool_max", "The most connections the pool may open.")
 DB_POOL_WAIT_SECONDS = Histogram(
     "db_pool_wait_seconds",
-    "Seconds a request waited for a connection.",
+    "Seconds a call waited for a connection, opening one included.",
     buckets=(0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5),
 )
 
 # --- the process ---------------------------------------------------------------------------------------------
 # Read by: EventLoopLag; dashboard "Resilience and saturation".
-EVENT_LOOP_LAG_SECONDS = Gauge("event_loop_lag_seconds", "How late the event loop last woke a timer.")
+EVENT_LOOP_LAG_SECONDS = Gauge(
+    "event_loop_lag_seconds", "The most that a timer of the event loop was late, of the last 15 s."
+)
 LOG_LINES_DROPPED = LockedCounter(  # the writer's thread counts, too
-    "log_lines_dropped_total", "Log lines dropped because the sink could not keep up."
+    "log_lines_dropped_total", "Log lines dropped because the sink could not keep up or took none."
 )
 BUILD_INFO = Gauge(
     "build_info", "Always 1; the labels tell what is running.", ["version", "python", "postgres"]
