@@ -2,12 +2,13 @@
 
 A line is made where it is logged, because its values may change later, and appended to a bounded queue. One daemon
 thread writes the queue out. A reader that falls behind costs lines, which `log_lines_dropped_total` counts, never a
-request. structlog's loggers and those of the standard library share the queue and the shape:
+request. structlog's loggers and those of the standard library share the queue, structlog's processors and the shape:
 
     {"timestamp": "2026-01-31T12:00:00.123456Z", "level": "info", "event": "request", "logger": "app.access", ...}
 """
 
 import atexit
+import contextlib
 import logging
 import os
 import select
@@ -15,13 +16,13 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, Literal
 
 import orjson
 import structlog
+from structlog.typing import EventDict, ExcInfo, Processor
 
 from app.metrics import LOG_LINES_DROPPED
 from app.timestamp import timestamp
@@ -32,8 +33,6 @@ _WRITE_INTERVAL_SECONDS = 0.05  # the writer takes the GIL from the event loop o
 _FLUSH_TIMEOUT_SECONDS = 1.0
 # Started without a stdout, Python has none either, and descriptor 1 is whatever was opened next: a socket, perhaps.
 _STDOUT = 1 if sys.__stdout__ is not None else -1
-Renderer = Callable[[str, str, object, dict[str, Any]], bytes]
-"""Level, name of the logger, event and fields of a line to the bytes of the line."""
 
 
 def configure(level: str = "info", log_format: Literal["auto", "console", "json"] = "auto") -> None:
@@ -46,16 +45,16 @@ def configure(level: str = "info", log_format: Literal["auto", "console", "json"
         log_format: `auto` is `console` where stdout is a terminal, `json` elsewhere.
     """
     on_terminal = os.isatty(_STDOUT)
-    render: Renderer = render_json
+    processors = JSON_LINE
     if log_format == "console" or (log_format == "auto" and on_terminal):
-        render = console_renderer(colors=on_terminal and not os.environ.get("NO_COLOR"))
-    filtering: Any = structlog.make_filtering_bound_logger(level)
+        processors = console_line(colors=on_terminal and not os.environ.get("NO_COLOR"))
     structlog.configure(
-        wrapper_class=type("BoundLogger", (filtering,), {"_proxy_to_logger": _write}),
-        logger_factory=partial(_Output, render),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_Output,
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(handlers=[_StandardHandler(render)], level=level.upper(), force=True)
+    logging.basicConfig(handlers=[_StandardHandler(processors)], level=level.upper(), force=True)
     logging.captureWarnings(True)  # noqa: FBT003 -- the library's signature
     _stdout.start()
 
@@ -124,94 +123,90 @@ class LineWriter:
                 return
 
 
-def render_json(level: str, logger: str, event: object, fields: dict[str, Any]) -> bytes:
-    """An event as one line of JSON.
-
-    A value that JSON does not know appears as its `repr`. `exc_info` becomes `exception`, an object with the
-    attributes OpenTelemetry defines: `type`, `message` and `stacktrace`.
-    """
-    line = {"timestamp": timestamp(), "level": level, "event": event, "logger": logger, **fields}
-    if "exc_info" in fields and (exception := _exception(line.pop("exc_info"))):
-        details = traceback.TracebackException.from_exception(exception)
-        kind = type(exception)
-        line["exception"] = {
-            "type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
-            "message": str(details),
-            "stacktrace": "".join(details.format()),
-        }
-    try:
-        return orjson.dumps(line, default=_repr, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # an integer beyond 64 bits, a lone surrogate, a cycle, a key that is not text
-        line = {_encodable(key): _encodable(value) for key, value in line.items()}
-        return orjson.dumps(line, default=_repr, option=orjson.OPT_APPEND_NEWLINE)
+def render(processors: Sequence[Processor], logger: str, level: str, line: EventDict) -> bytes:
+    """The bytes of one line, as structlog's own loggers make them of their events."""
+    rendered: Any = line
+    for processor in processors:
+        rendered = processor(_Output(logger), level, rendered)
+    return bytes(rendered)
 
 
-def console_renderer(*, colors: bool) -> Renderer:
-    """Renders an event as a line to be read, with an exception's traceback below it."""
-    render_text = structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False)
+def console_line(*, colors: bool) -> Sequence[Processor]:
+    """The processors of a line to be read, with an exception's traceback below it."""
+    show = structlog.dev.ConsoleRenderer(
+        colors=colors, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+    )
 
-    def render(level: str, logger: str, event: object, fields: dict[str, Any]) -> bytes:
-        line = {"timestamp": timestamp(), "level": level, "event": event, "logger": logger, **fields}
-        if exception := _exception(line.pop("exc_info", None)):
-            line["exception"] = "".join(traceback.format_exception(exception)).rstrip()
-        try:
-            return f"{render_text(None, level, line)}\n".encode(errors="backslashreplace")
-        except Exception:  # noqa: BLE001 -- a failing `repr`, a level without a colour: JSON takes everything
-            return render_json(level, logger, event, {**fields, "exc_info": exception})
+    def show_or_dump(logger: Any, level: str, line: EventDict) -> bytes:
+        # A failing `repr`, a level without a colour: JSON takes everything. It is asked after the failure was handled,
+        # so that `exc_info=True` does not mean the console's.
+        with contextlib.suppress(Exception):
+            return _encode(f"{show(logger, level, dict(line))}\n")
+        return render(JSON_LINE, logger.name, level, line)
 
-    return render
+    return (_shape, show_or_dump)
 
 
 class _Output:
-    """What the loggers of one name write to."""
+    """The end of structlog's chain, for the loggers of one name."""
 
-    def __init__(self, render: Renderer, name: str = "root") -> None:
-        self._render = render
-        self._name = name
+    def __init__(self, name: str = "root") -> None:
+        self.name = name
 
-    def write(self, level: str, event: object, fields: dict[str, Any]) -> None:
-        _stdout.put(self._render(level, self._name, event, fields))
+    def msg(self, line: bytes) -> None:
+        _stdout.put(line)
 
-
-def _write(bound_logger: Any, level: str, event: object = None, /, **fields: Any) -> None:
-    """Stands in for structlog's chain of processors, which would add a third to the cost of a line."""
-    if context := bound_logger._context:  # noqa: SLF001 -- this is a method of the class
-        fields = {**context, **fields}
-    bound_logger._logger.write(level, event, fields)  # noqa: SLF001
+    debug = info = warning = error = critical = msg
 
 
 class _StandardHandler(logging.Handler):
-    """Gives a record of the standard library the shape of all other lines; what came as `extra` are its fields."""
+    """Records of the standard library in the shape of all other lines; what came as `extra` are their fields."""
 
-    _own_attributes = frozenset(
-        {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName", "color_message"}
-    )
+    _add_extra = structlog.stdlib.ExtraAdder()
 
-    def __init__(self, render: Renderer) -> None:
+    def __init__(self, processors: Sequence[Processor]) -> None:
         super().__init__()
-        self._render = render
+        self._processors = processors
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue *record*, also where its arguments do not fit its message."""
-        fields = {str(key): value for key, value in vars(record).items() if key not in self._own_attributes}
+        line: EventDict = {"_record": record, "event": "", "exc_info": record.exc_info}
+        self._add_extra(logging.root, record.levelname, line)
+        del line["_record"]
+        line.pop("color_message", None)  # uvicorn's: the message once more
         try:
-            event = record.getMessage().rstrip()
+            line["event"] = record.getMessage().rstrip()
         except Exception:  # noqa: BLE001 -- a `%d` given text: the line still tells
-            event = str(record.msg)
-            fields["args"] = record.args
+            line.update(event=str(record.msg), args=record.args)
         if record.stack_info:
-            fields["stack"] = record.stack_info
-        fields["exc_info"] = record.exc_info
-        _Output(self._render, record.name).write(record.levelname.lower(), event, fields)
+            line["stack"] = record.stack_info
+        _stdout.put(render(self._processors, record.name, record.levelname.lower(), line))
 
 
-def _exception(exc_info: object) -> BaseException | None:
-    """What *exc_info* stands for: an exception, the one in its triple, or, where it is true, the current one."""
-    if isinstance(exc_info, tuple):
-        exc_info = exc_info[1]
-    if isinstance(exc_info, BaseException):
-        return exc_info
-    return sys.exception() if exc_info else None
+def _shape(logger: Any, level: str, line: EventDict) -> EventDict:
+    """The fields that every line has, before its own."""
+    event = line.get("event")
+    return {"timestamp": timestamp(), "level": level, "event": event, "logger": logger.name, **line}
+
+
+def _exception(exc_info: ExcInfo) -> dict[str, str]:
+    """An exception in the attributes that OpenTelemetry defines."""
+    kind, exception, _ = exc_info
+    details = traceback.TracebackException.from_exception(exception)
+    return {
+        "type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
+        "message": str(details),
+        "stacktrace": "".join(details.format()),
+    }
+
+
+def _dumps(line: EventDict, default: Callable[[Any], Any]) -> bytes:
+    """*line* as JSON and a newline; a value that JSON does not know appears as its `repr`."""
+    try:
+        return orjson.dumps(line, default, orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # an integer beyond 64 bits, a lone surrogate, a cycle, a key that is not text
+        line = {_encodable(key): _encodable(value) for key, value in line.items()}
+        return orjson.dumps(line, default, orjson.OPT_APPEND_NEWLINE)
 
 
 def _repr(value: object) -> str:
@@ -219,7 +214,7 @@ def _repr(value: object) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001 -- the line is worth more than this value
         text = f"<{type(value).__name__} without a repr>"
-    return text.encode(errors="backslashreplace").decode()
+    return _encode(text).decode()
 
 
 def _encodable(value: Any) -> Any:
@@ -231,4 +226,13 @@ def _encodable(value: Any) -> Any:
     return value
 
 
+def _encode(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
+
+
+JSON_LINE: Sequence[Processor] = (
+    _shape,
+    structlog.processors.ExceptionRenderer(_exception),
+    structlog.processors.JSONRenderer(_dumps, default=_repr),
+)
 _stdout = LineWriter(_STDOUT, MAX_QUEUED_LINES)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.logs import LineWriter, console_renderer, render_json
+from app.logs import JSON_LINE, LineWriter, console_line, render
 from app.metrics import LOG_LINES_DROPPED
 
 ROOT = Path(__file__).parents[3]
@@ -229,7 +229,7 @@ def _nested(depth: int) -> list[object]:
 )
 def test_value_beyond_json(value: object, shown: object) -> None:
     """A value that JSON does not know appears as text, and costs no other field its own form."""
-    line = render_json("info", "app", "said", {"value": value, "neighbour": [1, "a"]})
+    line = render(JSON_LINE, "app", "info", {"event": "said", "value": value, "neighbour": [1, "a"]})
     assert line.endswith(b"}\n")
     assert json.loads(line) | {"timestamp": ""} == {
         "timestamp": "",
@@ -243,7 +243,7 @@ def test_value_beyond_json(value: object, shown: object) -> None:
 
 def test_names_beyond_json() -> None:
     """Neither an event nor a name that no encoding knows loses the line."""
-    line = json.loads(render_json("info", "\ud800", "\udfff", {"\udc00": 1}))
+    line = json.loads(render(JSON_LINE, "\ud800", "info", {"event": "\udfff", "\udc00": 1}))
     assert list(line.items())[2:] == [("event", r"'\udfff'"), ("logger", r"'\ud800'"), (r"'\udc00'", 1)]
 
 
@@ -279,11 +279,13 @@ def test_format_can_be_chosen() -> None:
 
 def test_console_takes_everything() -> None:
     """What the console cannot show appears as JSON, its own exception included, not the console's."""
-    render = console_renderer(colors=False)
+    console = console_line(colors=False)
     try:
         _ = 1 / 0
     except ZeroDivisionError:
-        line = json.loads(render("info", "app", "said", {"value": Unprintable(), "exc_info": True}))
+        line = json.loads(
+            render(console, "app", "info", {"event": "said", "value": Unprintable(), "exc_info": True})
+        )
     assert line["value"] == "<Unprintable without a repr>"
     assert line["exception"]["message"] == "division by zero"
 
