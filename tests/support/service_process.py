@@ -18,17 +18,23 @@ _START_SECONDS = 30
 
 
 class ServiceProcess:
-    """A running `python -m app` on a free loopback port.
+    """A running `python -m app`, or another *module* that serves it, on a free loopback port.
 
     `url` is where it listens, `log_path` holds its JSON lines, `stderr_path` what it said at start.
     """
 
     def __init__(
-        self, directory: Path, database_url: str | None, settings: Mapping[str, object] | None = None
+        self,
+        directory: Path,
+        database_url: str | None,
+        settings: Mapping[str, object] | None = None,
+        *,
+        module: str = "app",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log_path = directory / "stdout.log"
         self.stderr_path = directory / "stderr.log"
+        self._module = module
         self._environment = {
             **{
                 name: value
@@ -46,7 +52,7 @@ class ServiceProcess:
         """Start it and wait until it listens; raises RuntimeError with what it said where it does not."""
         with self.log_path.open("ab") as stdout, self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app"],
+                [sys.executable, "-m", self._module],
                 env=self._environment,
                 stdout=stdout,
                 stderr=stderr,
