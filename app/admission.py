@@ -1,4 +1,4 @@
-"""How much the service takes on at once."""
+"""Admission: the bound on what the service takes on at once."""
 
 from app.errors import Overloaded
 from app.metrics import REQUESTS_IN_FLIGHT

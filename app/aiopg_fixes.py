@@ -2,7 +2,7 @@
 
 aiopg's last release is of October 2022 and its fixes lie unmerged: the version is pinned, private methods are
 overridden. tests/integration/test_aiopg_defects.py reproduces each defect on stock aiopg too, and so tells
-when a fix is no longer needed. What is mended:
+when a fix is no longer needed. Mended:
 
 - A query cancelled by the server (57014, `statement_timeout`) was raised as `asyncio.CancelledError`, which
   `except Exception` misses and a `TaskGroup` swallows (aio-libs/aiopg#537).
@@ -173,7 +173,7 @@ async def _addresses(dsn: str) -> dict[str, str]:
 
 
 def _is_name(host: str) -> bool:
-    """Whether *host* has to be looked up: not a socket directory and not an address."""
+    """True if *host* has to be looked up: neither a socket directory nor an address."""
     if not host or host.startswith(("/", "@")):
         return False
     try:

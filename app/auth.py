@@ -1,4 +1,4 @@
-"""Who is asking: an API key, or everybody."""
+"""Principals: who an API key stands for, or everybody where there are no keys."""
 
 import hashlib
 import hmac

@@ -251,7 +251,7 @@ class Transaction:
 
 
 def is_database_failure(exc: BaseException) -> bool:
-    """Whether *exc* says that the database is unwell, and a circuit breaker should count it.
+    """True if *exc* says that the database is unwell, and a circuit breaker should count it.
 
     Connect failures, lost connections, execution timeouts, a server out of something. Not shed load, lost
     conflicts, refused values or cancellation: those say nothing of its health.
@@ -317,9 +317,8 @@ def _translate(exc: BaseException, conn: aiopg_fixes.SafeConnection, lost: Outco
     code = getattr(exc, "pgcode", None)
     if code is None and isinstance(exc, psycopg2.ProgrammingError | psycopg2.NotSupportedError):
         return InternalError()  # psycopg2 refused to send it: a value it cannot adapt
-    if (
-        conn.closed or code is None
-    ):  # the server's last words (57P01, 08xxx) reach psycopg2 without their code
+    # The server's last words (57P01, 08xxx) reach psycopg2 without their code.
+    if conn.closed or code is None:
         conn.close()
         return ConnectionLost(outcome=lost)
     # The server has answered: the transaction was rolled back.

@@ -1,4 +1,4 @@
-"""Everything the service can report, in the order a request meets it.
+"""All metrics of the service, in the order a request meets them.
 
 Names are the contract with the load tests, the rules, the alerts and the dashboards. Labels are closed sets: a
 route is its template, never a path. Base units: seconds, bytes, counts.

@@ -1,4 +1,4 @@
-"""What happens to every request, whatever its route: an id, an access line, and the RED metrics."""
+"""The middleware of every request, whatever its route: an id, an access line, and the RED metrics."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _log = structlog.get_logger("app.access")
 
 
 class Observed:
-    """Pure ASGI: a `BaseHTTPMiddleware` would cost more than the order itself."""
+    """An application whose requests are observed; pure ASGI: `BaseHTTPMiddleware` costs more than the order itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What the platform calls: probes, metrics, documentation. No key is needed, and no dependency is waited for."""
+"""Routes for the platform: probes, metrics, documentation. No key is needed, and no dependency is waited for."""
 
 from importlib import resources
 from typing import Any

@@ -31,13 +31,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
 
-    database_url: str | None = None  # unset: the embedded Postgres
+    database_url: str | None = None  # unset: the embedded PostgreSQL
     embedded_postgres_dir: Path = Path(".data/postgres")
     db_pool_min_size: PositiveInt = 10
     db_pool_max_size: PositiveInt = 50
-    db_pool_timeout_seconds: PositiveFloat = (
-        30  # the plan's value, aiopg's own bound: the three below bound a request
-    )
+    # The plan's value, and aiopg's own bound; the three below bound a request.
+    db_pool_timeout_seconds: PositiveFloat = 30
     db_acquire_timeout_seconds: PositiveFloat = 1
     db_connect_timeout_seconds: PositiveFloat = 2
     db_statement_timeout_seconds: PositiveFloat = 2
@@ -55,9 +54,8 @@ class Settings(BaseSettings):
 
     keep_alive_seconds: PositiveFloat = 75
     connection_max_age_seconds: PositiveFloat = 60
-    drain_delay_seconds: NonNegativeFloat = (
-        0  # 5 in a cluster: endpoints are removed while SIGTERM is delivered
-    )
+    # 5 in a cluster: endpoints are removed while SIGTERM is delivered.
+    drain_delay_seconds: NonNegativeFloat = 0
 
     api_keys: str | None = None  # principal:sha256hex,...
     allow_anonymous: bool = False
@@ -102,7 +100,7 @@ class Settings(BaseSettings):
 
     @property
     def host_is_loopback(self) -> bool:
-        """Whether only this machine can reach the service."""
+        """True if only this machine can reach the service."""
         if self.host == "localhost":
             return True
         try:

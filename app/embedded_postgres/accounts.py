@@ -39,7 +39,7 @@ class Account:
         )
 
     def own(self, path: Path) -> None:
-        """As root, give *path* to this account."""
+        """Give *path* to this account, where we are root."""
         if os.geteuid() == 0:
             os.lchown(path, self.uid, self.gid)
 

@@ -76,7 +76,7 @@ class ServerDirectory:
         self._lock = None
 
     def give_to(self, account: Account) -> None:
-        """Make what is missing; as root, give what is ours to *account*."""
+        """Make what is missing, and give what is ours to *account*."""
         os.close(self.open_log())
         _make_private(self.socket, account.uid)
         if self.data.exists() and self.data.stat().st_uid != account.uid:

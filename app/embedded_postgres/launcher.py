@@ -143,7 +143,7 @@ class EmbeddedPostgres:
             raise
 
     def stop(self) -> None:
-        """Shut the server down, roll back what was not committed, and give the directory free; repeatable."""
+        """Shut the server down, roll back what was not committed, and release the directory; repeatable."""
         self._stopping = True
         with self._changing:
             process, self._process = self._process, None

@@ -20,7 +20,7 @@ _log = structlog.get_logger("app.server.exchange")
 
 
 class Connection(Protocol):
-    """What an exchange needs of its connection."""
+    """A connection, as far as its exchanges need it."""
 
     transport: asyncio.Transport
     flow: FlowControl

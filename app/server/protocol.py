@@ -38,7 +38,7 @@ _NOTHING, _HEAD, _BODY, _DISCARDING = range(4)
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one connection may take; times are kept to one sweep."""
+    """Bounds on what one connection may take; times are kept to one sweep."""
 
     keep_alive_seconds: float = 75
     max_age_seconds: float = 60  # give or take a fifth
@@ -50,7 +50,7 @@ class Limits:
 
 
 class Connections:
-    """What the connections of one server share: their limits, and whether it is ending."""
+    """The state that the connections of one server share: their limits, the clock, and the server's end."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -65,7 +65,7 @@ class Connections:
         self.first_request_sweeps = self.sweeps_of(_FIRST_REQUEST_SECONDS)
 
     def sweeps_of(self, seconds: float) -> int:
-        """How many sweeps pass in *seconds*, rounded up."""
+        """The number of sweeps that pass in *seconds*, rounded up."""
         return math.ceil(seconds / self.limits.sweep_seconds)
 
     def sweep(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
@@ -75,7 +75,7 @@ class Connections:
             connection.check()
 
     def drain(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
-        """From now on every answer says `Connection: close`."""
+        """Let every answer from now on say `Connection: close`."""
         self.draining = True
         for connection in tuple(connections):
             connection.retire()
@@ -373,7 +373,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.cycle.message_event.set()
 
     def _scope(self) -> Scope:
-        """What the application is told of the request whose head was read."""
+        """The ASGI scope of the request whose head was read."""
         url = self.url
         if url.startswith(b"/") and b"#" not in url:
             path, _, query = url.partition(b"?")

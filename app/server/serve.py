@@ -1,4 +1,4 @@
-"""Serves the application: one process, one event loop (uvloop), uvicorn's HTTP protocol, our own start and end.
+"""The server: one process, one event loop (uvloop), uvicorn's HTTP protocol, our own start and end.
 
 `uvicorn.Server` is not used: it raises the signal that ended it once more (exit code 143), answers its last
 requests without `Connection: close`, logs a failed start-up as a traceback, and opens its port only after the

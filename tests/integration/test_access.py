@@ -1,4 +1,4 @@
-"""Who may do what: API keys, and what each principal sees."""
+"""API keys: who may do what, and what each principal sees."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def nobody(alice: Shop) -> Iterator[Shop]:
 
 
 def test_the_documentation_says_which_routes_need_a_key(nobody: Shop) -> None:
-    """Each operation of /openapi.json that names a security scheme is 401 without a key, and no other is."""
+    """Every operation of /openapi.json that names a security scheme is 401 without a key, and no other is."""
     seen = set()
     for path, operations in nobody.http.get("/openapi.json").json()["paths"].items():
         for method, operation in operations.items():
@@ -156,7 +156,7 @@ def test_a_cursor_gives_nothing_away(alice: Shop, bob: Shop) -> None:
 
 
 def test_a_key_of_new_key_works(start_service: Callable[..., ServiceProcess]) -> None:
-    """What `python -m app new-key carol` prints opens a service that is given its entry."""
+    """A token of `python -m app new-key carol` opens a service that is given its entry."""
     printed = subprocess.run(
         [sys.executable, "-m", "app", "new-key", "carol"],
         capture_output=True,

@@ -190,7 +190,7 @@ async def test_sql_error_on_a_high_descriptor(
 async def test_failed_connects_leave_nothing_behind(
     connection_class: Any, version: str, refused_port: int
 ) -> None:
-    """While the database is away every connect fails alike, as a database error."""
+    """Every connect fails alike, as a database error, while the database is away."""
     seen = set()
     for _ in range(4):
         try:

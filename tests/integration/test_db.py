@@ -118,7 +118,7 @@ async def test_rows_of_the_last_statement(database: Database) -> None:
 
 
 async def test_one_string_is_one_transaction(database: Database) -> None:
-    """If the second statement fails the first one never happened; the connection stays good."""
+    """The first statement never happened if the second one fails; the connection stays good."""
     pid = await backend_pid(database)
     with pytest.raises(StatementRejected) as refusal:
         await database.run("INSERT INTO things VALUES (1, 1); INSERT INTO things VALUES (1, 1)")
@@ -128,7 +128,7 @@ async def test_one_string_is_one_transaction(database: Database) -> None:
 
 
 async def test_refused_values_are_not_quoted(database: Database) -> None:
-    """What a client is told names neither value nor SQL."""
+    """The problem that a client is told names neither value nor constraint nor table."""
     with pytest.raises(StatementRejected) as refusal:
         await database.run("INSERT INTO things VALUES (1, %(size)s)", {"size": -4711})
     assert "things_size_check" in str(refusal.value.__cause__)
@@ -278,7 +278,7 @@ async def test_old_connection_is_replaced(database: Database) -> None:
 async def test_meaning_of_an_answered_error(
     database: Database, sqlstate: str, meaning: type[ServiceError], counted: str
 ) -> None:
-    """Whatever the server answers, nothing was stored; the code tells what it means."""
+    """Nothing was stored, whatever error the server answers; the code tells what it means."""
     failing = """
         INSERT INTO things VALUES (1, 1);
         DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = %(sqlstate)s; END $$
@@ -316,7 +316,7 @@ async def test_what_a_breaker_does_not_count() -> None:
 
 
 async def test_transaction_commits(database: Database, observer: Database) -> None:
-    """What several round trips did is seen by others when the block is left, and not before."""
+    """The work of several round trips is seen by others when the block is left, and not before."""
     async with database.transaction() as transaction:
         await transaction.run("INSERT INTO things VALUES (1, 1)")
         assert await transaction.run("SELECT id FROM things") == [(1,)]
@@ -356,7 +356,7 @@ async def test_connection_killed_before_the_commit(database: Database, observer:
 
 
 async def test_database_away_and_back(own_postgres: EmbeddedPostgres) -> None:
-    """While the server is away nothing is executed; when it is back calls are served again."""
+    """Nothing is executed while the server is away; when it is back calls are served again."""
     database = await connect(own_postgres.dsn)
     failed = sample("db_connections_total", outcome="failed")
     own_postgres.stop()
@@ -391,7 +391,7 @@ async def test_close_waits_for_what_runs(database_url: str) -> None:
 
 
 async def test_close_cuts_off_what_does_not_end(database_url: str, observer: Database) -> None:
-    """What still runs after the timeout is cut off with its outcome unknown."""
+    """A call that still runs after the timeout is cut off with its outcome unknown."""
     database = await connect(database_url)
     query = asyncio.create_task(database.run(NEVER_ENDS))
     await sleeping_backend(observer)

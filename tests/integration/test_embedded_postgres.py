@@ -210,7 +210,7 @@ async def test_killed_server_is_restarted_with_its_rows(
 
 
 def test_command_tells_of_a_restart_in_plain_words(stopped: Path, postgres_bin_dir: Path | None) -> None:
-    """Run alone it tells of a restart on stderr: the event with its fields."""
+    """A server that runs alone tells of a restart on stderr: the event with its fields."""
     with alone(stopped, postgres_bin_dir) as owner:
         dsn = printed_dsn(owner)
         postmaster = EmbeddedPostgres(stopped).processes()[0]
@@ -394,15 +394,10 @@ def test_unusable_directory_is_named(tmp_path: Path, postgres_bin_dir: Path | No
 
 
 def test_missing_wheel_names_the_way_out(tmp_path: Path) -> None:
-    """Where there are no binaries, the line says so and names DATABASE_URL."""
+    """A machine without the binaries gets a line that says so and names DATABASE_URL."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-ES",
-            "-m",
-            "app.embedded_postgres",
-            tmp_path / "postgres",
-        ],  # no PYTHONPATH, no site
+        # No PYTHONPATH, no site.
+        [sys.executable, "-ES", "-m", "app.embedded_postgres", tmp_path / "postgres"],
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -508,7 +503,7 @@ def test_tcp_asks_for_the_password(stopped: Path, postgres_bin_dir: Path | None,
 
 
 def test_deadlocks_and_lock_waits_are_in_the_log(stopped: Path, postgres_bin_dir: Path | None) -> None:
-    """What the recovery tests look for is there to be found."""
+    """The log has the lines that the recovery tests look for."""
     with EmbeddedPostgres(stopped, bin_dir=postgres_bin_dir, settings={"deadlock_timeout": "20ms"}) as server:
         query(server.dsn, "CREATE TABLE pair (n int primary key); INSERT INTO pair VALUES (1), (2)")
         both_hold_one = threading.Barrier(2)
@@ -563,7 +558,7 @@ def _complain(dsn: str, text: str) -> None:
 def test_root_in_private_directories_changes_nothing_on_the_host(
     tmp_path: Path, postgres_bin_dir: Path | None
 ) -> None:
-    """As root, below a directory that only root may enter: it runs, and no owner or mode is changed."""
+    """A server of root's, below a directory that only root may enter, runs and changes no owner or mode."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     outside = [private, *private.parents, postgres_bin_dir or wheel_bin_dir()]
@@ -583,7 +578,7 @@ def test_root_without_user_namespaces_uses_an_existing_account(
     monkeypatch: pytest.MonkeyPatch,
     postgres_template: Path,
 ) -> None:
-    """Where user namespaces are refused, root's own data is given to an existing account, and that one stays."""
+    """Root's own data is given to an existing account where user namespaces are refused, and that one stays."""
     directory = shutil.copytree(postgres_template, public_directory / "postgres")
     with EmbeddedPostgres(directory, bin_dir=public_bin_dir) as server:
         account = pwd.getpwuid(Path(f"/proc/{server.pid}").stat().st_uid)
@@ -617,7 +612,7 @@ def test_first_start_as_an_existing_account(
 @root_only
 @pytest.mark.usefixtures("without_user_namespaces")
 def test_root_without_any_permitted_account(tmp_path: Path, postgres_bin_dir: Path | None) -> None:
-    """Where neither a user namespace nor an account will do, the one line names DATABASE_URL."""
+    """The one line names DATABASE_URL where neither a user namespace nor an account will do."""
     tmp_path.chmod(0o700)
     line = refusal(tmp_path / "postgres", postgres_bin_dir)
     assert "refuses to run as root" in line

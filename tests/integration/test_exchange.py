@@ -1,4 +1,4 @@
-"""What becomes of an application's ASGI messages on the wire, and of the wire's requests in ASGI, over real sockets."""
+"""ASGI messages of an application on the wire, and requests from the wire in ASGI, over real sockets."""
 
 import asyncio
 import contextlib
@@ -206,7 +206,7 @@ async def test_a_request_in_asgi(target: bytes, path: str, raw_path: bytes, quer
 
 
 async def test_state_is_each_requests_own() -> None:
-    """What one request changes no other sees (ASGI's lifespan state)."""
+    """A change that one request makes to its state no other sees (ASGI's lifespan state)."""
     seen: list[dict[str, Any]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,7 +242,7 @@ class Mark:
 
 
 async def test_an_exchange_dies_with_its_connection() -> None:
-    """Without the collector of cycles, which seldom runs: bodies would pile up."""
+    """An exchange needs no collector of cycles, which seldom runs: bodies would pile up."""
     made: list[weakref.ref[Any]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

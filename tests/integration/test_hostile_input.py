@@ -1,4 +1,4 @@
-"""What a hostile client sends: each gets a clear refusal or a closed connection, and the others are served."""
+"""Hostile requests: each gets a clear refusal or a closed connection, and the others are served."""
 
 import contextlib
 import gc
@@ -157,7 +157,7 @@ def test_no_strange_number_is_a_quantity(shop: Shop, quantity: bytes) -> None:
     ],
 )
 def test_a_field_that_stands_twice_has_one_reading(shop: Shop, twice: str) -> None:
-    """Alone, in a batch, and in a batch with a bad neighbour (which is parsed otherwise): the same order, or none."""
+    """A field that stands twice makes the same order, or none, alone, in a batch, and beside a bad neighbour."""
     customer, product = new_customer(), shop.new_product()
     items = json.dumps([{"product_id": product, "quantity": 1}])
     text = twice.replace("%s", json.dumps(customer)).replace("%i", items)

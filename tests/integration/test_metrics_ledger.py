@@ -49,7 +49,7 @@ COMBINATIONS = {
 
 
 class Books:
-    """What a client counted, order by order."""
+    """The orders as a client counted them, one by one."""
 
     def __init__(self) -> None:
         self.orders: Counter[tuple[str, str]] = Counter()

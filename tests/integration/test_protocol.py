@@ -179,7 +179,7 @@ async def test_a_client_that_asks_first_is_told_to_go_on() -> None:
 
 
 async def test_a_client_of_http_1_0_gets_nothing_but_the_answer() -> None:
-    """It knows no 100, and would take it for the answer; the connection ends with it."""
+    """A client of HTTP/1.0 knows no 100, and would take it for the answer; the connection ends with the answer."""
     async with serving() as service:
         client = await service.connect(
             b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
@@ -194,7 +194,7 @@ async def test_a_client_of_http_1_0_gets_nothing_but_the_answer() -> None:
 
 
 async def test_nobody_is_told_to_go_on_after_a_refusal() -> None:
-    """Where the body was late before the application asked for it, all it gets is that the client is gone."""
+    """An application that asks for a body after it was refused as late is told that the client is gone, no more."""
     async with serving(body_seconds=0.1) as service:
         client = await service.connect(
             b"POST /late HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
@@ -384,7 +384,7 @@ async def test_an_endless_head_is_cut_off(start: bytes) -> None:
 
 
 async def test_trailers_are_not_headers() -> None:
-    """What follows a chunked body adds nothing to the headers that the application sees."""
+    """Trailers after a chunked body add nothing to the headers that the application sees."""
     async with serving() as service:
         client = await service.connect(
             b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -413,7 +413,7 @@ async def test_trailers_are_not_headers() -> None:
     ids=["request line", "version", "header", "target", "CONNECT", "path", "content length", "chunk", "TLS"],
 )
 async def test_a_malformed_request_is_refused(request_: bytes) -> None:
-    """What is not HTTP/1.1 is answered 400, counted, and the connection closed."""
+    """A request that is not HTTP/1.1 is answered 400, counted, and the connection closed."""
     labels = {"method": "other", "route": "unmatched", "status": "400"}
     before = REGISTRY.get_sample_value("http_requests_total", labels) or 0
     async with serving() as service:
@@ -471,7 +471,7 @@ async def test_an_offered_upgrade_is_ignored() -> None:
 
 
 async def test_very_many_upgrades_are_ignored() -> None:
-    """As many as arrive at once: no depth of the interpreter bounds them."""
+    """Upgrades may be as many as arrive at once: no depth of the interpreter bounds them."""
     async with serving() as service:
         client = await service.connect(
             b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 2000

@@ -125,7 +125,7 @@ class Server:
         self.process.send_signal(signum)
 
     def exit_code(self) -> int:
-        """Its exit code; the rest of what it says is in `lines`."""
+        """The exit code; the rest of what it says is in `lines`."""
         for _ in self:
             pass
         return self.process.wait(30)
@@ -159,7 +159,7 @@ def get(connection: http.client.HTTPConnection, path: str) -> http.client.HTTPRe
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_it_cleanly(start_server: Callable[..., Server], signum: signal.Signals) -> None:
-    """It drains, closes idle connections at once, shuts the application down, and exits with 0."""
+    """A signalled service drains, closes idle connections at once, shuts the application down, and exits with 0."""
     server = start_server()
     server.wait_until_started()
     with contextlib.closing(server.connect()) as idle:
@@ -220,7 +220,7 @@ def test_requests_in_progress_are_given_up_in_the_end(start_server: Callable[...
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_second_signal_ends_it_at_once(start_server: Callable[..., Server], second: signal.Signals) -> None:
-    """Whatever is in progress, it exits, and says that it was not clean."""
+    """A second signal ends the process, whatever is in progress, and its code says that it was not clean."""
     server = start_server()
     server.wait_until_started()
     with contextlib.closing(server.connect()) as busy:

@@ -1,4 +1,4 @@
-"""How a service starts, and how it says why it does not."""
+"""The start of a service, and the line that says why there is none."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def _run(directory: Path, *arguments: str, **settings: object) -> subprocess.Com
 
 
 def _check_refused(ended: subprocess.CompletedProcess[str], name: str) -> None:
-    """It said why in one line that names the variable, and failed."""
+    """Check that it said why in one line that names the variable, and failed."""
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert ended.stderr.startswith(f"order service: {name}"), ended.stderr
@@ -68,7 +68,7 @@ def test_a_bad_setting_stops_the_start(tmp_path: Path, database_url: str, name: 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "example.com"])  # noqa: S104  # refused
 def test_anonymous_is_for_loopback(tmp_path: Path, host: str) -> None:
-    """Without keys the service does not start on an address that others reach."""
+    """A service without keys does not start on an address that others reach."""
     _check_refused(_run(tmp_path, HOST=host), "API_KEYS")
 
 
@@ -154,7 +154,7 @@ _WAITING = """
 
 
 async def test_replicas_migrate_one_after_the_other(database_url: str) -> None:
-    """While another one migrates, a replica waits, and then finds the work done or does it."""
+    """A replica waits while another one migrates, and then finds the work done or does it."""
     db = await _connect(database_url)
     try:
         with contextlib.closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
@@ -257,7 +257,7 @@ async def test_the_next_release_upgrades_in_place(
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, database_url: str) -> None:
-    """It is one transaction: neither half of it nor its version is there, and the next attempt starts anew."""
+    """A migration is one transaction: neither half of it nor its version is there, and the next attempt starts anew."""
     directory = tmp_path / "migrations"
     directory.mkdir()
     broken = directory / "0001_half.sql"

@@ -1,4 +1,4 @@
-"""What stands in for a library's own parts can go again: the application needs none of it."""
+"""Libraries as they come: the application needs none of what stands in for their parts."""
 
 import re
 import tomllib
@@ -25,7 +25,7 @@ def stock_shop(tmp_path: Path, database_url: str) -> Iterator[Shop]:
 
 
 def test_orders_on_stock_libraries(stock_shop: Shop) -> None:
-    """On stock uvicorn and prometheus_client orders are placed, replayed, refused, read back and counted."""
+    """Orders are placed, replayed, refused, read back and counted on stock uvicorn and prometheus_client."""
     shop, customer = stock_shop, new_customer()
     product = shop.new_product(stock=10)
     order = new_order((product, 2), customer_id=customer)

@@ -55,7 +55,7 @@ class Store:
             self.run("INSERT INTO products VALUES (%s, 'A product', 100, 'EUR', %s)", product_id, pieces)
 
     def stock(self) -> dict[str, int]:
-        """What is left, by product."""
+        """The pieces left, by product."""
         return dict(self.run("SELECT id, stock FROM products"))
 
     def orders(self) -> Rows:
@@ -71,7 +71,7 @@ class Store:
         return sorted((n - 1, *rest) for n, *rest in answer)
 
     def store_plainly(self, batch: Sequence[Order]) -> Rows:
-        """As `store`, by the oracle."""
+        """The same as `store`, by the oracle."""
         rows = [{"n": n, **order} for n, order in enumerate(batch)]
         wanted = wanted_by(batch)
         return sorted(self.run(ASK_ORACLE, json.dumps(rows), list(wanted), list(wanted.values())))
@@ -113,7 +113,7 @@ def new_order(*lines: tuple[str, int], key: str | None = None, customer: str = "
 
 
 def test_it_decides_as_the_oracle(new_store: Callable[[str], Store]) -> None:
-    """Whatever a batch holds, answers, rows and stock are those of the oracle."""
+    """Answers, rows and stock are those of the oracle, whatever a batch holds."""
     plain, store = new_store("plain"), new_store("store")
     chance = random.Random(7)  # noqa: S311
     stock = {f"P-{n}": chance.randint(0, 60) for n in range(30)} | {"P-many": 10_000}
@@ -166,7 +166,7 @@ def test_a_replay_gives_back_what_its_batch_took(new_store: Callable[[str], Stor
 
 
 def test_stock_for_some_products_only(new_store: Callable[[str], Store]) -> None:
-    """Where one product is short nothing of the others is taken but for the orders that are stored."""
+    """Nothing of the other products is taken where one is short, but for the orders that are stored."""
     store = new_store("one")
     store.new_products({"P-1": 10, "P-2": 1, "P-3": 10})
     answers = store.store(

@@ -40,7 +40,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_refusal_is_one_of_the_contracts(kind: type[ServiceError]) -> None:
-    """Its type and status belong together; its title is the first line of its docstring."""
+    """A refusal's type and status belong together; its title is the first line of its docstring."""
     problem = kind().problem()
     assert kind.status in STATUSES[kind.error_type]
     assert list(problem)[:6] == ["type", "title", "status", "detail", "error_type", "outcome"]
@@ -50,7 +50,7 @@ def test_every_refusal_is_one_of_the_contracts(kind: type[ServiceError]) -> None
 
 
 def test_the_contracts_error_types_all_exist() -> None:
-    """Each has a class."""
+    """Every error type of the contract has a class, and none is beside it."""
     assert {kind.error_type for kind in KINDS} == set(STATUSES)
 
 
@@ -71,7 +71,7 @@ def test_whose_fault_it_is_decides_how_it_is_counted(kind: type[ServiceError]) -
 
 
 def test_the_reasons_to_shed_are_those_that_are_counted() -> None:
-    """Each has its series."""
+    """Every reason to shed an order has its series."""
     assert {Overloaded(reason=reason).reason for reason in ("admission", "queue", "pool")} == set(
         SHED_REASONS
     )
@@ -81,7 +81,7 @@ def test_the_reasons_to_shed_are_those_that_are_counted() -> None:
     ("seconds", "header"), [(None, b"1"), (0.0, b"1"), (0.2, b"1"), (1.2, b"2"), (7.0, b"7")]
 )
 def test_every_503_says_when_to_come_back(seconds: float | None, header: bytes) -> None:
-    """In whole seconds, rounded up, at least one."""
+    """`Retry-After` is in whole seconds, rounded up, at least one."""
     headers = dict(problem_answer(CircuitOpen(retry_after_seconds=seconds))[0])
     assert headers[b"retry-after"] == header
     for kind in KINDS:
@@ -110,5 +110,5 @@ def test_what_a_refusal_is_told_stands_in_its_problem() -> None:
 
 
 def test_only_lost_connections_and_conflicts_are_repeated_by_the_service() -> None:
-    """Whatever else is refused stays refused."""
+    """A refusal of any other kind stays refused."""
     assert {kind.__name__ for kind in KINDS if kind.retryable} == {"ConnectionLost", "TransactionConflict"}

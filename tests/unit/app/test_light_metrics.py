@@ -13,7 +13,7 @@ _BOUNDS = (0.001, 0.5, 1.0)
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 3) | st.sampled_from(_BOUNDS))))
 def test_a_histogram_shows_the_same(observations: list[tuple[str, float]]) -> None:
-    """Whatever is observed, on the bounds too, and where nothing is."""
+    """A page is the same whatever is observed, on the bounds too, and where nothing is."""
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     light = Histogram("h", "Help.", ["kind"], buckets=_BOUNDS, registry=ours)
     stock = prometheus_client.Histogram("h", "Help.", ["kind"], buckets=_BOUNDS, registry=theirs)
@@ -26,7 +26,7 @@ def test_a_histogram_shows_the_same(observations: list[tuple[str, float]]) -> No
 
 @given(st.lists(st.floats(0, 1e6)))
 def test_a_counter_shows_the_same(amounts: list[float]) -> None:
-    """Whatever is added."""
+    """A page is the same whatever is added."""
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     for counter in (
         Counter("c", "Help.", registry=ours),

@@ -37,7 +37,7 @@ def start(script: str, **options: Any) -> subprocess.Popen[bytes]:
 
 
 def run(script: str) -> str:
-    """What *script* leaves on its stdout, a pipe; it must succeed and say nothing on stderr."""
+    """The stdout, a pipe, of *script*; it must succeed and say nothing on stderr."""
     with start(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (0, b"")
@@ -49,7 +49,7 @@ def run_for_lines(script: str) -> list[dict[str, Any]]:
 
 
 def run_on_terminal(script: str, **environment: str) -> str:
-    """What *script* shows on its stdout, a terminal."""
+    """The text that *script* shows on its stdout, a terminal."""
     master, slave = pty.openpty()
     with start(script, stdout=slave, env={**os.environ, **environment}) as process:
         os.close(slave)
@@ -79,7 +79,7 @@ for number in range(30_000):
 
 
 def test_line() -> None:
-    """A line begins with the time in UTC to the millisecond, the level and the event; its fields follow in order."""
+    """A line begins with the time in UTC to the microsecond, the level and the event; its fields follow in order."""
     before = datetime.now(UTC)
     (line,) = run_for_lines("""
 logs.configure()
@@ -185,7 +185,7 @@ except json.JSONDecodeError as failure:
 
 
 def test_no_exception() -> None:
-    """Without an exception there is no such field, whatever the call says."""
+    """A line without an exception has no such field, whatever the call says."""
     (line,) = run_for_lines("""
 logs.configure()
 log.exception("failed")
@@ -278,7 +278,7 @@ def test_format_can_be_chosen() -> None:
 
 
 def test_console_takes_everything() -> None:
-    """What the console cannot show appears as JSON, its own exception included, not the console's."""
+    """A line that the console cannot show appears as JSON, its own exception included, not the console's."""
     console = console_line(colors=False)
     try:
         _ = 1 / 0
@@ -291,7 +291,7 @@ def test_console_takes_everything() -> None:
 
 
 def test_blocked_reader() -> None:
-    """While nobody reads stdout the event loop goes on, what does not fit is counted, and the process ends."""
+    """The event loop goes on while nobody reads stdout, what does not fit is counted, and the process ends."""
     script = """
 async def main():
     for number in range(30_000):

@@ -79,7 +79,7 @@ def test_every_bad_value_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch, na
 
 
 def test_a_bad_key_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who mistakes the token for its hash does not find it in a log."""
+    """A token that was mistaken for its hash is not found in a log."""
     monkeypatch.setenv("API_KEYS", "alice:the-secret-token")
     with pytest.raises(SettingsError) as refused:
         Settings.load()
@@ -87,7 +87,7 @@ def test_a_bad_key_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_do_not_change() -> None:
-    """They are frozen."""
+    """A setting cannot be assigned."""
     with pytest.raises(ValidationError):
         Settings.load().port = 1  # type: ignore[misc]
 
@@ -124,6 +124,6 @@ def test_the_keys_open_for_their_principals() -> None:
 
 
 def test_without_keys_everybody_is_anonymous() -> None:
-    """Whatever they send."""
+    """A request without keys configured is anonymous, whatever it sends."""
     keys = KeyRing(Settings.load().principals_by_key_hash)
     assert keys.principal(None) == keys.principal("Bearer x") == "anonymous"

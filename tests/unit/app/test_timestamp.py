@@ -1,4 +1,4 @@
-"""How the service writes time."""
+"""Timestamps as the service writes them."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
