@@ -55,11 +55,23 @@ class MicroBatcher(Generic[T, R]):
         """Items waiting for their batch to start; one whose caller is gone counts until its turn."""
         return len(self._queue)
 
-    def enqueue(self, item: T) -> asyncio.Future[R]:
-        """Queue *item* without a task or a timer of its own, and return the future of its result.
+    def submit(self, item: T) -> asyncio.Future[R]:
+        """Queue *item*, without a task or a timer of its own, and return the future of its result.
 
-        Cancelling the future takes a waiting item out; it stops no batch that has started. A future nobody
-        awaits is never reported as an exception that was not retrieved. Raises as `submit` does, on await.
+        Args:
+            item: one unit of work; a batch keeps arrival order.
+
+        Returns:
+            Element i of `flush(batch)` for item i, at most `max_wait` plus one flush later. Cancelling the future
+            takes a waiting item out; it stops no batch that has started. A future nobody awaits is never reported as
+            an exception that was not retrieved.
+
+        Raises:
+            Overloaded: it waited `max_wait` and its batch could not start; nothing was sent.
+            InternalError: flush was cancelled or broke its contract; outcome unknown.
+            Exception: whatever `flush` raised; each caller of the batch gets a copy of its own. All of them on await.
+
+        Source: flush rule after merino-py's AsyncBatchQueue, answers after Synapse's BatchingQueue.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
@@ -69,24 +81,6 @@ class MicroBatcher(Generic[T, R]):
             self._timer = loop.call_at(start_by, self._refuse_overdue)
         self._start_writer_if_free()
         return future
-
-    async def submit(self, item: T) -> R:
-        """Queue *item* and wait for its own result.
-
-        Args:
-            item: one unit of work; a batch keeps arrival order.
-
-        Returns:
-            Element i of `flush(batch)` for item i, at most `max_wait` plus one flush later.
-
-        Raises:
-            Overloaded: it waited `max_wait` and its batch could not start; nothing was sent.
-            InternalError: flush was cancelled or broke its contract; outcome unknown.
-            Exception: whatever `flush` raised; each caller of the batch gets a copy of its own.
-
-        Source: flush rule after merino-py's AsyncBatchQueue, answers after Synapse's BatchingQueue.
-        """
-        return await self.enqueue(item)
 
     __call__ = submit
 

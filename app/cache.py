@@ -8,7 +8,7 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from cachetools import LRUCache
@@ -55,7 +55,8 @@ class AsyncCache(Generic[K, V]):
         """Cache *load*.
 
         Args:
-            load: the source; what it raises is never cached, so "not found" should be an exception.
+            load: the source; what it raises is never cached, so "not found" should be an exception. One that returns
+                a future instead of a coroutine, as a `MicroBatcher` does, spares a task a key.
             name: label of the metrics.
             ttl: seconds a value is fresh, give or take a tenth: keys loaded together do not expire together.
             maxsize: entries kept, stale ones too; the least recently used leave first.
@@ -69,7 +70,7 @@ class AsyncCache(Generic[K, V]):
         self._timer = timer
         self._uniform = uniform
         self._entries: LRUCache[K, _Entry[V]] = LRUCache(maxsize)
-        self._loads: dict[K, asyncio.Task[_Entry[V]]] = {}
+        self._loads: dict[K, asyncio.Future[V]] = {}
         self._counters = {result: CACHE_REQUESTS.labels(name, result) for result in CACHE_RESULTS}
         self._count_hit = self._counters["hit"].inc
 
@@ -100,50 +101,85 @@ class AsyncCache(Generic[K, V]):
         Callers for one key share one load (`coalesced`); one that is cancelled leaves it to the others. Every
         call counts once in `cache_requests_total`, by what it found or, if it fails, tried.
         """
+        return self._fresh(key) or await self._loaded(key, *self._begin(key))
+
+    async def get_all(self, keys: Sequence[K]) -> list[V | Exception]:
+        """As `get` for each of *keys*; all that is missing is asked for before the first answer is waited for.
+
+        Returns:
+            n keys in, n results out, in their order; an exception is what `get` would raise for its key.
+        """
+        begun = [(key, self._fresh(key) or self._begin(key)) for key in keys]
+        results: list[V | Exception] = []
+        for key, found in begun:
+            try:
+                cached = found if isinstance(found, Cached) else await self._loaded(key, *found)
+                results.append(cached.value)
+            except Exception as exc:  # noqa: BLE001 - it is this key's result
+                results.append(exc)
+        return results
+
+    def discard(self, key: K) -> None:
+        """Forget the value of *key*. A load under way is kept: it is newer."""
+        self._entries.pop(key, None)
+
+    def _fresh(self, key: K) -> Cached[V] | None:
         entry = self._entries.get(key)
         now = self._timer()
-        if entry is not None and entry.fresh_until > now:
-            self._count_hit()
-            return Cached(entry.value, entry.fresh_until - now, "hit")
-        result: Result = "coalesced"
-        task = self._loads.get(key)
-        if task is None:
-            result = "miss"
-            task = self._start_load(key)
+        if entry is None or entry.fresh_until <= now:
+            return None
+        self._count_hit()
+        return Cached(entry.value, entry.fresh_until - now, "hit")
+
+    def _begin(self, key: K) -> tuple[Result, asyncio.Future[V]]:
+        """Join the load of *key* that is under way, or start one."""
+        load = self._loads.get(key)
+        if load is not None:
+            return "coalesced", load
+        load = asyncio.ensure_future(self._load(key))
+        self._loads[key] = load
+        load.add_done_callback(functools.partial(self._load_ended, key))
+        return "miss", load
+
+    async def _loaded(self, key: K, result: Result, load: asyncio.Future[V]) -> Cached[V]:
+        """Wait for *load*; where it fails, the old value serves."""
         try:
-            entry = await asyncio.shield(task)
+            value = await self._shielded(load)
         except self._stale_on:
-            if entry is None:
+            stale = self._entries.get(key)
+            if stale is None:
                 raise
             result = "stale"
+            return Cached(stale.value, stale.fresh_until - self._timer(), result)
         finally:
             self._counters[result].inc()
-        return Cached(entry.value, entry.fresh_until - self._timer(), result)
+        entry = self._entries.get(key)
+        return Cached(value, entry.fresh_until - self._timer() if entry else 0.0, result)
 
-    def _start_load(self, key: K) -> asyncio.Task[_Entry[V]]:
-        task = asyncio.get_running_loop().create_task(self._load_entry(key))
-        self._loads[key] = task
-        task.add_done_callback(functools.partial(self._load_ended, key))
-        return task
-
-    async def _load_entry(self, key: K) -> _Entry[V]:
-        """Load *key* in a task of its own."""
+    @staticmethod
+    async def _shielded(load: asyncio.Future[V]) -> V:
         try:
-            value = await self._load(key)
+            return await asyncio.shield(load)
         except asyncio.CancelledError:
             this = asyncio.current_task()
-            if this is None or this.cancelling():
+            if not load.cancelled() or (this is not None and this.cancelling()):
                 raise
-            # Nobody cancelled this load: a driver leaked a CancelledError (aiopg: aio-libs/aiopg#537). Passed
-            # on, it would look to every caller like a cancellation of its own.
+            # Nobody cancelled this caller: a driver leaked a CancelledError into the load (aiopg:
+            # aio-libs/aiopg#537). Passed on, it would look like a cancellation of the caller.
             raise errors.InternalError("The load was cancelled.") from None
-        return _Entry(value, self._timer() + self._ttl * self._uniform(0.9, 1.1))
 
-    def _load_ended(self, key: K, task: asyncio.Task[_Entry[V]]) -> None:
-        """Store what was loaded. A callback: a task cancelled before its first step runs no `finally`."""
+    def _load_ended(self, key: K, load: asyncio.Future[V]) -> None:
+        """Keep what was loaded. A callback: a task cancelled before its first step runs no `finally`."""
         del self._loads[key]
-        if not task.cancelled() and task.exception() is None:
-            self._entries[key] = task.result()
+        if load.cancelled():
+            return
+        failure = load.exception()
+        if failure is None:
+            fresh_until = self._timer() + self._ttl * self._uniform(0.9, 1.1)
+            self._entries[key] = _Entry(load.result(), fresh_until)
+        elif not isinstance(failure, self._stale_on):
+            # The source has answered: what it said before is not true any more.
+            self._entries.pop(key, None)
 
 
 def cached(

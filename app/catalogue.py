@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from app import repository
@@ -12,6 +12,9 @@ from app.db import Database
 from app.domain import Line, Product
 from app.errors import DeadlineExceeded, NotFound, UnknownProduct
 from app.resilience import Guard
+
+# In one query: all the lines that the largest batch of orders can have.
+_MOST_IDS = 5000
 
 
 class Priced(NamedTuple):
@@ -40,7 +43,7 @@ class Catalogue:
             return time.monotonic() + request_deadline_seconds
 
         @cached(ttl=cache_ttl_seconds, maxsize=cache_max_size, name="products")
-        @batch_processor(max_size=100, max_wait=request_deadline_seconds, writers=2)
+        @batch_processor(max_size=_MOST_IDS, max_wait=request_deadline_seconds, writers=2)
         async def get_product_details(ids: list[str]) -> Sequence[Product | BaseException]:
             found = await guard.read(
                 "get_products", lambda: repository.select_products_by_id(db, ids), deadline=deadline()
@@ -73,6 +76,11 @@ class Catalogue:
         """Products by id behind *after*, from the cache, stale while the database is away."""
         return await self._pages.lookup((after, limit))
 
+    def forget(self, product_ids: Iterable[str]) -> None:
+        """Read *product_ids* anew when they are next asked for: the database says that they are gone."""
+        for product_id in product_ids:
+            self._products.discard(product_id)
+
     async def price(self, items: Sequence[tuple[str, int]], *, deadline: float) -> Priced:
         """Price *items* from the cache; what is missing there is read first.
 
@@ -102,7 +110,7 @@ class Catalogue:
         """Every product of *ids*, in their order."""
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                found = await asyncio.gather(*map(self._products, ids), return_exceptions=True)
+                found = await self._products.get_all(ids)
         except TimeoutError as exc:
             raise DeadlineExceeded from exc
         products: list[Product] = []

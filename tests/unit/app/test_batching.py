@@ -66,7 +66,7 @@ async def test_an_idle_batcher_starts_within_one_turn() -> None:
     sink = Sink()
     batcher = sink.batcher()
     for item in range(3):
-        future = batcher.enqueue(item)
+        future = batcher.submit(item)
         await asyncio.sleep(0)
         assert len(sink.batches) == item + 1
         await future  # the writer of this item has just ended
@@ -85,9 +85,9 @@ async def test_batches_grow_while_the_writer_is_busy() -> None:
     """What arrives during a batch is taken by the next one, at most max_size, the oldest first."""
     sink = Sink(seconds=0.01)
     batcher = sink.batcher(max_size=3)
-    first = batcher.enqueue(0)
+    first = batcher.submit(0)
     await turns()
-    rest = [batcher.enqueue(item) for item in range(1, 6)]
+    rest = [batcher.submit(item) for item in range(1, 6)]
     assert len(batcher) == 5
     await asyncio.gather(first, *rest)
     assert sink.batches == [[0], [1, 2, 3], [4, 5]]
@@ -108,11 +108,11 @@ async def test_an_item_that_waited_max_wait_is_refused(virtual_time: VirtualTime
     """Past max_wait an item leaves the queue as Overloaded, not executed; it is never flushed."""
     sink = Sink(seconds=2.0)
     batcher = sink.batcher(max_wait=0.5)
-    busy = batcher.enqueue(0)
+    busy = batcher.submit(0)
     await asyncio.sleep(0.1)
-    early = batcher.enqueue(1)
+    early = batcher.submit(1)
     await asyncio.sleep(0.2)
-    late = batcher.enqueue(2)
+    late = batcher.submit(2)
     with pytest.raises(errors.Overloaded) as refused:
         await early
     assert virtual_time.time() == pytest.approx(0.6)
@@ -128,7 +128,7 @@ async def test_an_item_that_waited_max_wait_is_refused(virtual_time: VirtualTime
 async def test_a_stalled_event_loop_starts_nothing_overdue(virtual_time: VirtualTimeLoop) -> None:
     """After a pause of the process, what waited too long is refused instead of executed late."""
     sink = Sink()
-    overdue = sink.batcher(max_wait=0.5).enqueue(1)
+    overdue = sink.batcher(max_wait=0.5).submit(1)
     virtual_time.stall(5)
     with pytest.raises(errors.Overloaded):
         await overdue
@@ -148,8 +148,8 @@ async def test_one_timer_serves_the_whole_queue(
         return call_at(when, *args, **kwargs)
 
     monkeypatch.setattr(virtual_time, "call_at", counting_call_at)
-    batcher.enqueue(0)
-    waiting = [batcher.enqueue(item) for item in range(1, 1000)]
+    batcher.submit(0)
+    waiting = [batcher.submit(item) for item in range(1, 1000)]
     assert scheduled == [0.5]
     for future in waiting:
         future.cancel()
@@ -250,7 +250,7 @@ async def test_a_caller_that_goes_away_in_the_queue_is_dropped() -> None:
     """An item whose caller is gone before its batch starts is never executed, and takes nobody's place."""
     sink = Sink(seconds=0.1)
     batcher = sink.batcher(max_size=2)
-    busy = batcher.enqueue(0)
+    busy = batcher.submit(0)
     await turns()
     callers = [asyncio.ensure_future(batcher.submit(item)) for item in range(1, 4)]
     await turns()
@@ -270,7 +270,7 @@ async def test_a_leaked_cancellation_is_an_error_and_ends_no_writer() -> None:
         return items
 
     batcher: MicroBatcher[int, int] = MicroBatcher(flush, max_size=1, max_wait=1)
-    first, second = batcher.enqueue(1), batcher.enqueue(2)
+    first, second = batcher.submit(1), batcher.submit(2)
     with pytest.raises(errors.InternalError) as lost:
         await first
     assert lost.value.outcome == "unknown"
@@ -283,7 +283,7 @@ async def test_a_cancelled_writer_leaves_the_batcher_usable(steps: int) -> None:
     """Cancelling the writer task fails at most its batch, as unknown; drain has the rest stored."""
     sink = Sink(seconds=0.1)
     batcher = sink.batcher(max_size=1)
-    first, second = batcher.enqueue(1), batcher.enqueue(2)
+    first, second = batcher.submit(1), batcher.submit(2)
     await turns(steps)
     (writer,) = batcher._writers
     writer.cancel()
@@ -306,14 +306,14 @@ async def test_an_abandoned_failure_is_not_reported(virtual_time: VirtualTimeLoo
     sink = Sink(seconds=1)
     sink.answers[0] = errors.OutOfStock()
     batcher = sink.batcher(max_size=1)
-    batcher.enqueue(0)  # fails alone
-    batcher.enqueue(1)  # refused in the queue
+    batcher.submit(0)  # fails alone
+    batcher.submit(1)  # refused in the queue
 
     async def flush(items: list[int]) -> list[int]:
         raise errors.ConnectionLost
 
     failing: MicroBatcher[int, int] = MicroBatcher(flush, max_size=1, max_wait=1)
-    failing.enqueue(0)
+    failing.submit(0)
     await batcher.drain()
     await failing.drain()
     gc.collect()
@@ -325,7 +325,7 @@ async def test_drain_waits_for_queue_and_writers() -> None:
     sink = Sink(seconds=0.1)
     batcher = sink.batcher(max_size=2, writers=2)
     await batcher.drain()
-    futures = [batcher.enqueue(item) for item in range(7)]
+    futures = [batcher.submit(item) for item in range(7)]
     await batcher.drain()
     assert all(future.done() for future in futures)
     assert (len(batcher), sink.in_flight) == (0, 0)
@@ -334,7 +334,7 @@ async def test_drain_waits_for_queue_and_writers() -> None:
 async def test_drain_that_is_cancelled_cancels_no_batch() -> None:
     """Giving up on drain leaves the batches in flight alone."""
     sink = Sink(seconds=1)
-    future = (batcher := sink.batcher()).enqueue(1)
+    future = (batcher := sink.batcher()).submit(1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await batcher.drain()
@@ -392,7 +392,7 @@ def test_it_runs_on_uvloop() -> None:
             return items
 
         batcher: MicroBatcher[int, int] = MicroBatcher(flush, max_size=10, max_wait=0.02)
-        first = [batcher.enqueue(item) for item in range(3)]
+        first = [batcher.submit(item) for item in range(3)]
         await turns()
         with pytest.raises(errors.Overloaded):
             await batcher.submit(9)
@@ -426,7 +426,7 @@ def test_every_item_ends_exactly_once(
             if pause:
                 await asyncio.sleep(pause)
             arrived_at.append(asyncio.get_running_loop().time())
-            futures.append(batcher.enqueue(item))
+            futures.append(batcher.submit(item))
             if is_cancelled:
                 futures[item // 2].cancel()
         await batcher.drain()
