@@ -108,7 +108,7 @@ class SafeConnection(aiopg.connection.Connection):
 
     async def _poll(self, waiter: "asyncio.Future[None]", timeout: float) -> None:  # noqa: ASYNC109  # aiopg's name
         # A timer on the waiter is half the price of asyncio.timeout() and cancels no task.
-        timer = self._loop.call_later(timeout, _expire, waiter)
+        timer = self._loop.call_later(timeout, self._expire, waiter)
         try:
             self._ready(self._weakref)
             await waiter
@@ -119,10 +119,12 @@ class SafeConnection(aiopg.connection.Connection):
             timer.cancel()
             self._waiter = None
 
-
-def _expire(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
+    def _expire(self, waiter: "asyncio.Future[None]") -> None:
+        """End the wait, unless the answer is in the socket: uvloop calls timers first after the process stood still."""
+        if not waiter.done():
+            self._ready(self._weakref)
+        if not waiter.done():
+            waiter.set_exception(TimeoutError())
 
 
 async def connect(dsn: str, timeout_seconds: float, **kwargs: Any) -> SafeConnection:
