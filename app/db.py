@@ -19,6 +19,7 @@ from app.errors import (
     DatabaseError,
     DeadlineExceeded,
     InternalError,
+    LockTimeout,
     Outcome,
     Overloaded,
     ServiceError,
@@ -56,7 +57,7 @@ _MEANINGS: Mapping[str, type[ServiceError]] = {
     "57014": DeadlineExceeded,  # statement_timeout
     "40001": TransactionConflict,  # serialization failure
     "40P01": TransactionConflict,  # deadlock
-    "55P03": TransactionConflict,  # lock_timeout
+    "55P03": LockTimeout,
     "25006": ConnectionLost,  # read-only: a primary that was demoted
     "08": ConnectionLost,
     "22": StatementRejected,  # a value of a wrong form

@@ -15,7 +15,7 @@
           ├── Overloaded        503      shed by admission, by the queue or by the pool
           ├── Draining          503      only what asks whether to send requests here
           ├── CircuitOpen       503      the breaker refuses while the database is away
-          ├── DatabaseError     503      the database failed or the connection was lost
+          ├── DatabaseError     503      the database failed, the connection was lost, or a lock did not come
           ├── DeadlineExceeded  504      no answer in time
           └── InternalError     500      a defect of the service
                └── StatementRejected     the database refused the values
@@ -24,6 +24,7 @@
 store it twice) or `unknown` (it may be stored: ask again with the same key).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 Outcome = Literal["not_executed", "unknown"]
@@ -158,14 +159,23 @@ class RequestTimeout(ServiceError):
     error_type = "timeout"
 
 
-class UnknownProduct(ServiceError):
+class _OfProducts(ServiceError):
+    def __init__(self, detail: str | None = None, *, product_ids: Sequence[str] = ()) -> None:
+        """*product_ids*: those that led to the refusal, where they are known."""
+        if detail is None and product_ids:
+            detail = f"{self.title()[:-1]}: {', '.join(map(repr, product_ids))}"
+        super().__init__(detail)
+        self.product_ids = tuple(product_ids)
+
+
+class UnknownProduct(_OfProducts):
     """A line names a product that is not in the catalogue."""
 
     status = 422
     error_type = "unknown_product"
 
 
-class OutOfStock(ServiceError):
+class OutOfStock(_OfProducts):
     """Not enough stock for at least one line."""
 
     status = 409
@@ -238,6 +248,10 @@ class TransactionConflict(DatabaseError):
     """The transaction lost to a concurrent one."""
 
     retryable = True
+
+
+class LockTimeout(_OfProducts, TransactionConflict):
+    """Another transaction holds what this one needs."""
 
 
 class DeadlineExceeded(Unavailable):

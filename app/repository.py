@@ -10,6 +10,7 @@ from app.domain import IncomingOrder, Order, PlacedOrder, Product, statuses_that
 from app.errors import (
     IdempotencyMismatch,
     InternalError,
+    LockTimeout,
     OutOfStock,
     ServiceError,
     UnknownProduct,
@@ -18,7 +19,7 @@ from app.timestamp import timestamp
 
 STORE_ORDERS = """
     SELECT n, verdict, id, currency, total_cents, lines, created_at
-      FROM store_orders_v1(%(batch)s, %(wanted)s)
+      FROM store_orders_v1(%(batch)s, %(wanted)s, %(one_by_one)s)
 """
 
 CANCEL_ORDER = """
@@ -56,40 +57,59 @@ SELECT_PRODUCTS = """
      LIMIT %(limit)s
 """
 
-_REFUSALS: dict[str, type[ServiceError]] = {
-    "mismatch": IdempotencyMismatch,
+SELECT_LOCKED_PRODUCTS = """
+      WITH free AS (
+           SELECT id
+             FROM products
+            WHERE id = ANY (%(ids)s)
+              FOR NO KEY UPDATE SKIP LOCKED
+           )
+    SELECT id
+      FROM products
+     WHERE id = ANY (%(ids)s)
+       AND NOT EXISTS (SELECT FROM free WHERE free.id = products.id)
+"""
+
+# The verdicts that name products.
+_REFUSALS: dict[str, type[UnknownProduct | OutOfStock | LockTimeout]] = {
     "unknown_product": UnknownProduct,
     "out_of_stock": OutOfStock,
+    "locked": LockTimeout,
 }
 
 
 async def store_orders(
-    db: Database, batch: Sequence[IncomingOrder], *, timeout_seconds: float
+    db: Database, batch: Sequence[IncomingOrder], *, one_by_one: bool, timeout_seconds: float
 ) -> list[PlacedOrder | ServiceError | None]:
     """Store *batch* in one round trip and one commit.
 
     Args:
         db: the pool.
         batch: priced orders in order of arrival; no (principal, idempotency key) twice.
+        one_by_one: decide each for itself at once, where a common attempt is likely to be undone.
         timeout_seconds: bound on the round trip.
 
     Returns:
-        For each order, in order: placed; why it was refused (nothing of it is stored); or None where the stock would
-        serve it alone but not after its neighbours (nothing of it is stored: ask again).
+        For each order, in order: placed; why it was refused (nothing of it is stored); or None where it gave way to an
+        order that turned out to be stored already (nothing of it is stored: ask again).
+
+    Raises:
+        LockTimeout: another transaction holds the idempotency key of one of them; nothing is stored.
+        ServiceError: as of `Database.run`.
     """
     orders = [_priced(incoming) for incoming in batch]
-    rows = await db.run(STORE_ORDERS, _batch_parameters(batch, orders), timeout_seconds=timeout_seconds)
+    parameters = {**_batch_parameters(batch, orders), "one_by_one": one_by_one}
+    rows = await db.run(STORE_ORDERS, parameters, timeout_seconds=timeout_seconds)
     if len(rows) == 1 and rows[0][0] is None:
         return [PlacedOrder(order, replayed=False) for order in orders]
     if len(rows) != len(orders):
         raise InternalError("the database answered for another number of orders", outcome="unknown")
     results: list[PlacedOrder | ServiceError | None] = [None] * len(orders)
-    for n, verdict, *first in rows:
+    for n, verdict, original, currency, total_cents, lines, created_at in rows:
         order = orders[n - 1]
         if verdict == "stored":
             results[n - 1] = PlacedOrder(order, replayed=False)
         elif verdict == "replayed":
-            original, currency, total_cents, lines, created_at = first
             results[n - 1] = PlacedOrder(
                 order._replace(
                     id=str(original),
@@ -100,8 +120,10 @@ async def store_orders(
                 ),
                 replayed=True,
             )
+        elif verdict == "mismatch":
+            results[n - 1] = IdempotencyMismatch()
         elif verdict in _REFUSALS:
-            results[n - 1] = _REFUSALS[verdict]()
+            results[n - 1] = _REFUSALS[verdict](product_ids=lines)
     return results
 
 
@@ -188,6 +210,11 @@ async def select_products_by_id(db: Database, ids: Sequence[str]) -> dict[str, P
     """The products among *ids* that exist, by id."""
     rows = await db.run(SELECT_PRODUCTS_BY_ID, {"ids": list(ids)})
     return {row[0]: Product(*row) for row in rows}
+
+
+async def select_locked_products(db: Database, ids: Sequence[str]) -> set[str]:
+    """The products among *ids* that another transaction holds now."""
+    return {row[0] for row in await db.run(SELECT_LOCKED_PRODUCTS, {"ids": list(ids)})}
 
 
 async def select_products(db: Database, *, after: str, limit: int) -> list[Product]:

@@ -14,18 +14,23 @@ from app import repository
 from app.batching import batch_processor
 from app.catalogue import Catalogue
 from app.db import Database
+from app.deadlines import Deadlines
 from app.domain import IncomingOrder, Order, OrderStatus, PlacedOrder, new_order_id
 from app.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidState,
+    LockTimeout,
     NotFound,
     ServiceError,
     StatementRejected,
+    UnknownProduct,
 )
+from app.locked_products import LockedProducts
 from app.metrics import ORDER_BATCH_SIZE
 from app.resilience import Guard
 from app.settlement import Settlement
+from app.suspects import Suspects
 from app.timestamp import timestamp
 
 _LEAST_SHARE_OF_DEADLINE = 0.05
@@ -54,14 +59,25 @@ class OrderService:
         # One writer: batches grow by themselves while it commits; two would wait for each other's product rows.
         @batch_processor(max_size=batch_max_size, max_wait=batch_max_wait_seconds, writers=1)
         async def process_orders(orders: list[IncomingOrder]) -> Sequence[PlacedOrder | BaseException]:
-            return await self._store(orders)
+            return await self._store(orders, one_by_one=False)
+
+        # Orders that would make such a batch be undone: they have batches of their own, decided one by one.
+        @batch_processor(max_size=batch_max_size, max_wait=batch_max_wait_seconds, writers=1)
+        async def process_suspects(orders: list[IncomingOrder]) -> Sequence[PlacedOrder | BaseException]:
+            return await self._store(orders, one_by_one=True)
 
         self._process_orders = process_orders
+        self._process_suspects = process_suspects
+        self._suspects = Suspects()
+        self._locked = LockedProducts(
+            lambda ids: repository.select_locked_products(db, ids), max_wait_seconds=batch_max_wait_seconds
+        )
+        self._deadlines = Deadlines()
 
     @property
     def queue_depth(self) -> int:
         """Orders waiting for their batch to start."""
-        return len(self._process_orders)
+        return len(self._process_orders) + len(self._process_suspects) + self._locked.waiting
 
     async def place(self, incoming: IncomingOrder) -> PlacedOrder:
         """Take one order from its parsed form to its commit.
@@ -71,7 +87,7 @@ class OrderService:
             Unavailable: its `outcome` says whether the order may be stored.
         """
         await self._prepare(incoming)
-        return await self._process_orders(incoming)
+        return await self._submit(incoming)
 
     async def place_all(
         self, batch: Sequence[IncomingOrder | ServiceError]
@@ -85,8 +101,7 @@ class OrderService:
         # All are priced before the first is queued: who came first must not depend on what is in the cache.
         failures = await asyncio.gather(*map(self._prepare, orders), return_exceptions=True)
         ready = [incoming for incoming, failure in zip(orders, failures, strict=True) if failure is None]
-        queued = map(self._process_orders.enqueue, ready)
-        stored = iter(await asyncio.gather(*queued, return_exceptions=True))
+        stored = iter(await self._submit_all(ready))
         results = iter([failure or next(stored) for failure in failures])
         return [
             incoming if isinstance(incoming, ServiceError) else _answer(next(results)) for incoming in batch
@@ -107,13 +122,54 @@ class OrderService:
         )
         incoming.priced_at = time.monotonic()
 
-    async def _store(self, batch: list[IncomingOrder]) -> Sequence[PlacedOrder | BaseException]:
+    async def _submit(self, incoming: IncomingOrder) -> PlacedOrder:
+        """Queue the order, again where it came upon a lock, and wait for its result."""
+        is_suspect = self._suspects.include(incoming)
+        while True:
+            if self._locked.concern(incoming):
+                await self._locked.until_free(incoming)
+            try:
+                return await self._queue(incoming, is_suspect=is_suspect)
+            except LockTimeout as refusal:
+                is_known = bool(refusal.product_ids)
+                if (is_suspect and not is_known) or time.monotonic() >= incoming.deadline:
+                    raise
+                is_suspect = is_suspect or not is_known
+            incoming.started_at = 0.0
+
+    async def _submit_all(self, orders: Sequence[IncomingOrder]) -> list[PlacedOrder | BaseException]:
+        """As `_submit` for each, without a task for an order that comes upon no lock."""
+        queued = [
+            asyncio.ensure_future(self._submit(incoming))
+            if self._locked.concern(incoming)
+            else self._queue(incoming, is_suspect=self._suspects.include(incoming))
+            for incoming in orders
+        ]
+        results = await asyncio.gather(*queued, return_exceptions=True)
+        again = [
+            n
+            for n, result in enumerate(results)
+            if isinstance(result, LockTimeout) and not isinstance(queued[n], asyncio.Task)
+        ]
+        if again:
+            repeated = await asyncio.gather(*(self._submit(orders[n]) for n in again), return_exceptions=True)
+            for n, result in zip(again, repeated, strict=True):
+                results[n] = result
+        return results
+
+    def _queue(self, incoming: IncomingOrder, *, is_suspect: bool) -> asyncio.Future[PlacedOrder]:
+        process = self._process_suspects if is_suspect else self._process_orders
+        return self._deadlines.watch(incoming, process.submit(incoming))
+
+    async def _store(
+        self, batch: list[IncomingOrder], *, one_by_one: bool
+    ) -> Sequence[PlacedOrder | BaseException]:
         """Store a batch: one attempt is one round trip and one commit, and one call of the breaker."""
         started_at = time.monotonic()
         for incoming in batch:
             incoming.started_at = started_at
         settlement = Settlement(batch)
-        # What has next to no time left is not sent: it would cut its neighbours' time short, too.
+        # What has next to no time left is not sent: nobody would wait for it.
         least = started_at + _LEAST_SHARE_OF_DEADLINE * self._deadline_seconds
         for incoming in batch:
             if incoming.deadline < least:
@@ -123,7 +179,10 @@ class OrderService:
             return settlement.in_order()
         try:
             await self._guard.run(
-                "store_orders", lambda remaining: self._settle(settlement, remaining), deadline=min(deadlines)
+                "store_orders",
+                lambda remaining: self._settle(settlement, remaining, one_by_one=one_by_one),
+                # The others are answered at their own deadlines, whatever the batch is doing then.
+                deadline=max(deadlines),
             )
         except ServiceError as failure:
             settlement.fail_the_rest(failure)
@@ -131,37 +190,58 @@ class OrderService:
             _log.exception("store_orders_failed", orders=len(batch))
             settlement.fail_the_rest(InternalError(outcome="unknown"))
         stored_at = time.monotonic()
-        for incoming in batch:
+        results = settlement.in_order()
+        for incoming, result in zip(batch, results, strict=True):
             incoming.stored_at = stored_at
-        return settlement.in_order()
+            self._learn(incoming, result)
+        return results
 
-    async def _settle(self, settlement: Settlement, remaining_seconds: float) -> None:
+    async def _settle(self, settlement: Settlement, remaining_seconds: float, *, one_by_one: bool) -> None:
         """Send what is not settled yet, until all of it is; usually once."""
         ends_at = time.monotonic() + remaining_seconds
         while orders := settlement.next_pass():
-            await self._store_or_split(settlement, orders, ends_at)
+            await self._store_or_split(settlement, orders, ends_at, one_by_one=one_by_one)
 
     async def _store_or_split(
-        self, settlement: Settlement, orders: list[IncomingOrder], ends_at: float
+        self, settlement: Settlement, orders: list[IncomingOrder], ends_at: float, *, one_by_one: bool
     ) -> None:
-        """Store *orders*; where the database refuses a value, find the order and spare its neighbours."""
+        """Store *orders*; where one of them fails the batch, find it and spare its neighbours.
+
+        A value that the database refuses is looked for at once; a lock is looked for among the suspects, where nobody
+        else has to wait for it meanwhile.
+        """
         remaining = ends_at - time.monotonic()
         if remaining <= 0:
             raise DeadlineExceeded
         ORDER_BATCH_SIZE.observe(len(orders))
         try:
-            answers = await repository.store_orders(self._db, orders, timeout_seconds=remaining)
-        except StatementRejected as refusal:
-            if len(orders) == 1:
-                settlement.settle(orders[0], refusal)
+            answers = await repository.store_orders(
+                self._db, orders, one_by_one=one_by_one, timeout_seconds=remaining
+            )
+        except (StatementRejected, LockTimeout) as refusal:
+            if len(orders) == 1 or (isinstance(refusal, LockTimeout) and not one_by_one):
+                for incoming in orders:
+                    settlement.settle(incoming, refusal)
                 return
             middle = len(orders) // 2
-            await self._store_or_split(settlement, orders[:middle], ends_at)
-            await self._store_or_split(settlement, orders[middle:], ends_at)
+            await self._store_or_split(settlement, orders[:middle], ends_at, one_by_one=one_by_one)
+            await self._store_or_split(settlement, orders[middle:], ends_at, one_by_one=one_by_one)
+        except ServiceError as failure:
+            if failure.outcome == "unknown":
+                settlement.doubt(orders, failure)
+            raise
         else:
             for incoming, answer in zip(orders, answers, strict=True):
                 if answer is not None:
                     settlement.settle(incoming, answer)
+
+    def _learn(self, incoming: IncomingOrder, result: PlacedOrder | ServiceError) -> None:
+        """Take note of what a result says of the orders to come."""
+        self._suspects.learn(incoming, result)
+        if isinstance(result, LockTimeout):
+            self._locked.add(result.product_ids)
+        elif isinstance(result, UnknownProduct):
+            self._catalogue.forget(result.product_ids)
 
     async def order(self, principal: str, order_id: str) -> Order:
         """One of *principal*'s orders.
@@ -220,6 +300,8 @@ class OrderService:
     async def drain(self) -> None:
         """Wait until every order that was taken is answered."""
         await self._process_orders.drain()
+        await self._process_suspects.drain()
+        await self._locked.close()
 
 
 def _answer(result: PlacedOrder | BaseException) -> PlacedOrder | ServiceError:

@@ -52,77 +52,147 @@ $$;
 --   batch:  [[principal, id, customer_id, currency, total_cents, lines, created_at, key, hash], ...] in order of
 --           arrival; no (principal, key) twice. Arrays in jsonb: PostgreSQL parses them once, and looks up no names.
 --   wanted: {product_id: quantity, ...}, what the whole batch wants.
+--   one_by_one: decide each order for itself at once; for orders that are likely to fail a common attempt.
 --
 -- Answers with one row whose n is null when every order was stored by this call. Otherwise with a row per order, n
--- counted from 1: verdict stored (by this call, or by an earlier attempt with the same id) | replayed | mismatch |
--- unknown_product | out_of_stock | undecided (stock for this order alone, but not for all that came before it, too:
--- ask again); the columns after it are the order that holds the key, where it is replayed.
+-- counted from 1, and its verdict:
+--   stored          by this call, or by an earlier attempt with the same id
+--   replayed        the columns behind the verdict are the order that holds the key
+--   mismatch        another order holds the key
+--   unknown_product, out_of_stock, locked: lines holds the ids of the products that are unknown, short, or held by
+--                   another transaction for longer than the function waits
+--   undecided       it gave way to an order that turned out to be stored already: ask again, once
 --
 -- Nearly always there is stock for all, and all are new: that is tried at once, and undone where it fails. Then each
--- order is decided for itself. Locks are taken in one order in every transaction: products by id, then orders by key.
+-- order is decided for itself, first come, first served. Locks are taken in one order in every transaction: products
+-- by id, then orders by key. A lock that does not come soon is not waited for: the orders that need it are left out.
 --
 -- A function, because the server's connection then keeps its plans (behind PgBouncer, too), and they are made for
 -- large tables: sent as text, the same statements cost PostgreSQL six times as much for a lone order.
-CREATE FUNCTION store_orders_v1(batch jsonb, wanted jsonb)
+CREATE FUNCTION store_orders_v1(batch jsonb, wanted jsonb, one_by_one boolean)
 RETURNS TABLE (n int, verdict text, id uuid, currency text, total_cents bigint, lines jsonb, created_at timestamptz)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off  -- products are read, and so locked, in the order of their index
 SET enable_hashjoin = off SET enable_mergejoin = off  -- small batches, large tables
 SET plan_cache_mode = force_generic_plan
+SET jit = off  -- on by default up to PostgreSQL 18: compiling takes longer than a hundred batches
+SET lock_timeout = '150ms'  -- longer than a commit takes, and short to whoever waits behind this batch
 AS $$
 #variable_conflict use_column
 DECLARE
     product_ids text[] := ARRAY(SELECT jsonb_object_keys(wanted));
     found_ids   int;
-    accepted    int[];   -- the orders there is stock for
+    is_locked   boolean := false;  -- a lock did not come in time
+    places      jsonb;     -- by product id: its place in stock, counted from 1; 0: another transaction holds it
+    supply      bigint[];  -- of each product that is held
+    stock       bigint[];  -- what is left of it
+    request     record;
+    place       int;
+    unknown     text[];
+    short       text[];
+    locked      text[];
+    behind      text[];    -- enough of it alone, but not behind the orders before it
+    accepted    int[] := '{}';  -- the orders there is stock for
+    verdicts    text[] := '{}';  -- of the others, by n
+    products    jsonb[] := '{}';  -- that led to it
     inserted    uuid[];  -- the orders that are new with this transaction
     taken       jsonb;   -- what they want, as in wanted
 BEGIN
-    BEGIN
-        UPDATE products p
-           SET stock = p.stock - (wanted -> p.id)::bigint
-         WHERE p.id = ANY (product_ids);
-        GET DIAGNOSTICS found_ids = ROW_COUNT;
-        IF found_ids < cardinality(product_ids) THEN
-            RAISE no_data_found;
-        END IF;
+    IF NOT one_by_one THEN
+        BEGIN
+            UPDATE products p
+               SET stock = p.stock - (wanted -> p.id)::bigint
+             WHERE p.id = ANY (product_ids);
+            GET DIAGNOSTICS found_ids = ROW_COUNT;
+            IF found_ids < cardinality(product_ids) THEN
+                RAISE no_data_found;
+            END IF;
 
-        -- Without ON CONFLICT, which would look every order up before it is inserted.
-        INSERT INTO orders (principal, id, customer_id, status, currency, total_cents, lines, created_at,
-                            idempotency_key, request_hash)
-        SELECT b.principal, b.id, b.customer_id, 'confirmed', b.currency, b.total_cents, b.lines, b.created_at,
-               b.key, b.hash
-          FROM orders_of_batch_v1(batch) b
-         ORDER BY b.principal, b.key, b.id;
+            -- Without ON CONFLICT, which would look every order up before it is inserted.
+            INSERT INTO orders (principal, id, customer_id, status, currency, total_cents, lines, created_at,
+                                idempotency_key, request_hash)
+            SELECT b.principal, b.id, b.customer_id, 'confirmed', b.currency, b.total_cents, b.lines, b.created_at,
+                   b.key, b.hash
+              FROM orders_of_batch_v1(batch) b
+             ORDER BY b.principal, b.key, b.id;
 
-        verdict := 'stored';
-        RETURN NEXT;
-        RETURN;
-    EXCEPTION WHEN no_data_found OR check_violation OR unique_violation THEN
-        -- A product is unknown, or its stock too small, or an order has been stored before. All is as it was, no lock
-        -- is held.
-    END;
+            verdict := 'stored';
+            RETURN NEXT;
+            RETURN;
+        EXCEPTION
+            WHEN no_data_found OR check_violation OR unique_violation THEN
+                -- A product is unknown, or its stock too small, or an order has been stored before. All is as it was,
+                -- no lock is held.
+            WHEN lock_not_available THEN
+                is_locked := true;
+        END;
+    END IF;
 
-    PERFORM FROM products p WHERE p.id = ANY (product_ids) ORDER BY p.id FOR NO KEY UPDATE;
+    IF NOT is_locked THEN
+        BEGIN
+            PERFORM FROM products p WHERE p.id = ANY (product_ids) ORDER BY p.id FOR NO KEY UPDATE;
+        EXCEPTION WHEN lock_not_available THEN
+            is_locked := true;
+        END;
+    END IF;
+    IF is_locked THEN
+        SELECT jsonb_object_agg(p.id, 0) INTO places FROM products p WHERE p.id = ANY (product_ids);
+    END IF;
+    SELECT coalesce(places, '{}') || coalesce(jsonb_object_agg(held.id, held.place), '{}'),
+           array_agg(held.stock ORDER BY held.place)
+      INTO places, supply
+      FROM (SELECT mine.id, mine.stock, row_number() OVER () AS place
+              FROM (SELECT p.id, p.stock
+                      FROM products p
+                     WHERE p.id = ANY (product_ids)
+                     ORDER BY p.id
+                       FOR NO KEY UPDATE SKIP LOCKED) mine) held;
 
-    -- First come, first served: an order is accepted if the stock covers it and all before it. One that could not be
-    -- served even alone does not count against those after it.
-    WITH line AS MATERIALIZED (
-        SELECT b.n, l ->> 0 AS product_id, (l -> 1)::bigint AS quantity,
-               (SELECT p.stock FROM products p WHERE p.id = l ->> 0) AS stock
+    stock := supply;
+    FOR request IN
+        SELECT b.n, array_agg(l ->> 0) AS ids, array_agg((places -> (l ->> 0))::int) AS places,
+               array_agg((l -> 1)::bigint) AS quantities
           FROM orders_of_batch_v1(batch) b
          CROSS JOIN LATERAL jsonb_array_elements(b.lines) AS l
-    ), request AS (
-        SELECT line.*, bool_and(coalesce(stock >= quantity, false)) OVER (PARTITION BY line.n) AS possible
-          FROM line
-    ), demand AS (
-        SELECT request.n, stock, sum(quantity) OVER (PARTITION BY product_id ORDER BY request.n) AS so_far
-          FROM request
-         WHERE possible
-    ), served AS (
-        SELECT demand.n FROM demand GROUP BY demand.n HAVING bool_and(so_far <= stock)
-    )
-    SELECT coalesce(array_agg(served.n), '{}') INTO accepted FROM served;
+         GROUP BY b.n
+         ORDER BY b.n
+    LOOP
+        unknown := '{}';
+        short := '{}';
+        locked := '{}';
+        behind := '{}';
+        FOR line IN 1 .. cardinality(request.ids) LOOP
+            place := request.places[line];
+            IF place IS NULL THEN
+                unknown := unknown || request.ids[line];
+            ELSIF place = 0 THEN
+                locked := locked || request.ids[line];
+            ELSIF supply[place] < request.quantities[line] THEN
+                short := short || request.ids[line];
+            ELSIF stock[place] < request.quantities[line] THEN
+                behind := behind || request.ids[line];
+            END IF;
+        END LOOP;
+        IF unknown <> '{}' THEN
+            verdicts[request.n] := 'unknown_product';
+            products[request.n] := to_jsonb(unknown);
+        ELSIF short <> '{}' THEN
+            verdicts[request.n] := 'out_of_stock';
+            products[request.n] := to_jsonb(short);
+        ELSIF locked <> '{}' THEN
+            verdicts[request.n] := 'locked';
+            products[request.n] := to_jsonb(locked);
+        ELSIF behind <> '{}' THEN
+            verdicts[request.n] := 'behind';
+            products[request.n] := to_jsonb(behind);
+        ELSE
+            accepted := accepted || request.n;
+            FOR line IN 1 .. cardinality(request.ids) LOOP
+                place := request.places[line];
+                stock[place] := stock[place] - request.quantities[line];
+            END LOOP;
+        END IF;
+    END LOOP;
 
     WITH stored AS (
         INSERT INTO orders AS o (principal, id, customer_id, status, currency, total_cents, lines, created_at,
@@ -153,11 +223,13 @@ BEGIN
            CASE WHEN own.id IS NOT NULL THEN 'stored'
                 WHEN first.request_hash = b.hash THEN 'replayed'
                 WHEN first.id IS NOT NULL THEN 'mismatch'
-                WHEN supply.missing THEN 'unknown_product'
-                WHEN supply.short THEN 'out_of_stock'
+                -- What an order that is not new did not take may be enough for one behind it.
+                WHEN verdicts[b.n] = 'behind' AND cardinality(inserted) = cardinality(accepted) THEN 'out_of_stock'
+                WHEN verdicts[b.n] <> 'behind' THEN verdicts[b.n]
                 ELSE 'undecided'
            END,
-           first.id, first.currency, first.total_cents, first.lines, first.created_at
+           first.id, first.currency, first.total_cents,
+           CASE WHEN own.id IS NULL THEN coalesce(first.lines, products[b.n]) END, first.created_at
       FROM orders_of_batch_v1(batch) b
       -- LIMIT keeps a plan that is made for small tables from reading them whole; and so does the customer: without
       -- it all of a principal's orders may be read by customer.
@@ -168,12 +240,7 @@ BEGIN
       LEFT JOIN LATERAL (SELECT o.id, o.request_hash, o.currency, o.total_cents, o.lines, o.created_at
                            FROM orders o
                           WHERE o.principal = b.principal AND o.idempotency_key = b.key AND own.id IS NULL
-                          LIMIT 1) first ON true
-      LEFT JOIN LATERAL (SELECT bool_or(line.stock IS NULL) AS missing, bool_or(line.stock < line.quantity) AS short
-                           FROM (SELECT (l -> 1)::bigint AS quantity,
-                                        (SELECT p.stock FROM products p WHERE p.id = l ->> 0) AS stock
-                                   FROM jsonb_array_elements(b.lines) AS l) line) supply
-             ON own.id IS NULL AND first.id IS NULL;
+                          LIMIT 1) first ON true;
 END;
 $$;
 
@@ -184,6 +251,8 @@ RETURNS TABLE (id uuid, customer_id text, status text, currency text, total_cent
                created_at timestamptz)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off
+SET lock_timeout = '150ms'  -- as above
 AS $$
 #variable_conflict use_column
 BEGIN

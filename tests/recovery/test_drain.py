@@ -127,7 +127,7 @@ async def test_orders_that_wait_are_stored_before_the_end(
     )
     ledger = Ledger(own_postgres.dsn)
     async with OrderClient(service.url) as client:
-        with locks.holding(own_postgres.dsn, locks.PRODUCTS):
+        with locks.holding_commits(own_postgres.dsn):
             waiting = [
                 asyncio.create_task(client.place(OrderRequest.keyed(("SKU-0001", 1)))) for _ in range(50)
             ]

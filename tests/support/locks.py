@@ -1,4 +1,4 @@
-"""Locks that stand in the service's way, held by a session of the test's own."""
+"""What stands in the service's way: locks held by a session of the test's own, and commits that do not end."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,26 @@ import psycopg2
 
 from tests.support.order_api import execute
 
-PRODUCTS = "SELECT FROM products FOR UPDATE"  # orders wait
 ORDERS = "LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"  # reads of orders wait, too
 
 _SELECT_WAITING = """
     SELECT count(*)
       FROM pg_stat_activity
-     WHERE datname = current_database() AND wait_event_type = 'Lock'
+     WHERE datname = current_database() AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')
+"""
+
+_HOLD_COMMITS = """
+    CREATE TABLE held_commits ();
+    CREATE FUNCTION wait_while_held() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        WHILE EXISTS (SELECT FROM held_commits) LOOP
+            PERFORM pg_sleep(0.02);
+        END LOOP;
+        RETURN NULL;
+    END;
+    $$;
+    CREATE TRIGGER held_commits BEFORE INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION wait_while_held();
+    INSERT INTO held_commits DEFAULT VALUES;
 """
 
 
@@ -26,8 +39,16 @@ def holding(dsn: str, lock: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def holding_commits(dsn: str) -> Iterator[None]:
+    """Let every batch wait in the middle of its transaction, until the block ends. No lock is in its way."""
+    execute(dsn, _HOLD_COMMITS)
+    yield
+    execute(dsn, "DELETE FROM held_commits")
+
+
 async def until_waiting(dsn: str, sessions: int = 1, *, timeout_seconds: float = 30) -> None:
-    """Return once so many sessions of the database wait for a lock."""
+    """Return once so many sessions of the database wait for a lock, or in `holding_commits`."""
     async with asyncio.timeout(timeout_seconds):
         while execute(dsn, _SELECT_WAITING) != [(sessions,)]:  # noqa: ASYNC110  # it is another process
             await asyncio.sleep(0.02)

@@ -34,7 +34,9 @@ def _tree(kind: type[ServiceError]) -> list[type[ServiceError]]:
 
 
 KINDS = [
-    kind for kind in _tree(ServiceError) if hasattr(kind, "error_type") and kind.__module__ == "app.errors"
+    kind
+    for kind in dict.fromkeys(_tree(ServiceError))
+    if hasattr(kind, "error_type") and kind.__module__ == "app.errors"
 ]
 
 
@@ -110,5 +112,9 @@ def test_what_a_refusal_is_told_stands_in_its_problem() -> None:
 
 
 def test_only_lost_connections_and_conflicts_are_repeated_by_the_service() -> None:
-    """A refusal of any other kind stays refused."""
-    assert {kind.__name__ for kind in KINDS if kind.retryable} == {"ConnectionLost", "TransactionConflict"}
+    """Whatever else is refused stays refused."""
+    assert {kind.__name__ for kind in KINDS if kind.retryable} == {
+        "ConnectionLost",
+        "TransactionConflict",
+        "LockTimeout",
+    }

@@ -66,7 +66,9 @@ def incoming(order_id: str, *, seconds_left: float = 5) -> IncomingOrder:
 async def test_an_order_whose_time_is_up_is_not_sent_and_does_not_cut_its_neighbours_time() -> None:
     """An order with next to no time left is taken out, `not_executed`; its neighbours are stored."""
     db = ScriptedDatabase()
-    late, in_time = await service(db)._store([incoming("late", seconds_left=0.01), incoming("in-time")])
+    late, in_time = await service(db)._store(
+        [incoming("late", seconds_left=0.01), incoming("in-time")], one_by_one=False
+    )
     assert isinstance(late, DeadlineExceeded)
     assert late.outcome == "not_executed"
     assert isinstance(in_time, PlacedOrder)
@@ -80,7 +82,7 @@ async def test_a_batch_of_late_orders_reaches_neither_the_database_nor_the_break
     for _ in range(2):
         with pytest.raises(ConnectionLost):
             await orders._guard.breaker.call(_fail)
-    await orders._store([incoming("late", seconds_left=-1)])
+    await orders._store([incoming("late", seconds_left=-1)], one_by_one=False)
     assert db.batches == []
     with pytest.raises(ConnectionLost):
         await orders._guard.breaker.call(_fail)
@@ -90,7 +92,7 @@ async def test_a_batch_of_late_orders_reaches_neither_the_database_nor_the_break
 async def test_a_retry_sends_the_same_ids() -> None:
     """The service's own retry repeats the order ids, so that the database can tell it from a new order."""
     db = ScriptedDatabase(ConnectionLost(outcome="unknown"))
-    (placed,) = await service(db)._store([incoming("one")])
+    (placed,) = await service(db)._store([incoming("one")], one_by_one=False)
     assert isinstance(placed, PlacedOrder)
     assert not placed.replayed
     assert db.batches == [["one"], ["one"]]

@@ -1,7 +1,19 @@
 """What became of each order of a batch."""
 
+import pytest
+
 from app.domain import IncomingOrder, Order, PlacedOrder
-from app.errors import DatabaseError, IdempotencyMismatch, OutOfStock, ServiceError
+from app.errors import (
+    CircuitOpen,
+    ConnectionLost,
+    DeadlineExceeded,
+    IdempotencyMismatch,
+    LockTimeout,
+    OutOfStock,
+    ServiceError,
+    StatementRejected,
+    UnknownProduct,
+)
 from app.settlement import Settlement
 
 
@@ -102,10 +114,44 @@ def test_a_failure_is_for_those_that_have_no_result() -> None:
     settlement = Settlement([stored, open_, repeat])
     settlement.next_pass()
     settlement.settle(stored, _placed("1"))
-    failure = DatabaseError(outcome="unknown")
-    settlement.fail_the_rest(failure)
-    assert settlement.in_order() == [_placed("1"), failure, failure]
+    settlement.fail_the_rest(CircuitOpen())
+    first, *others = settlement.in_order()
+    assert first == _placed("1")
+    assert [type(other) for other in others] == [CircuitOpen, CircuitOpen]
     assert settlement.next_pass() == []
+
+
+def test_faults_an_outcome_is_each_orders_own() -> None:
+    """Of the orders that fail together only those that were sent and not answered are `unknown`."""
+    sent, repeat, other = _incoming("k"), _incoming("k"), _incoming()
+    settlement = Settlement([sent, repeat, other])
+    settlement.doubt([sent], ConnectionLost(outcome="unknown"))
+    settlement.fail_the_rest(CircuitOpen(outcome="unknown"))
+    outcomes = [result.outcome for result in settlement.in_order() if isinstance(result, ServiceError)]
+    assert outcomes == ["unknown", "not_executed", "not_executed"]
+
+
+@pytest.mark.parametrize("refusal", [OutOfStock(), UnknownProduct(), StatementRejected(), LockTimeout()])
+def test_faults_a_verdict_after_an_unanswered_attempt_is_no_proof(refusal: ServiceError) -> None:
+    """A refusal says nothing of what was sent before it, which may still be carried out: it stays `unknown`."""
+    incoming = _incoming("k")
+    settlement = Settlement([incoming])
+    settlement.doubt([incoming], DeadlineExceeded(outcome="unknown"))
+    settlement.settle(incoming, refusal)
+    (result,) = settlement.in_order()
+    assert isinstance(result, DeadlineExceeded)
+    assert result.outcome == "unknown"
+
+
+def test_faults_another_order_with_the_key_is_proof() -> None:
+    """The key can be held once only: what was sent before is not stored and never will be."""
+    incoming = _incoming("k")
+    settlement = Settlement([incoming])
+    settlement.doubt([incoming], DeadlineExceeded(outcome="unknown"))
+    settlement.settle(incoming, IdempotencyMismatch())
+    (result,) = settlement.in_order()
+    assert isinstance(result, IdempotencyMismatch)
+    assert result.outcome == "not_executed"
 
 
 def test_all_end_settled() -> None:

@@ -1,19 +1,18 @@
-"""Orders that queue behind a commit which a lock holds up."""
+"""Orders that queue behind a commit that does not end."""
 
 import asyncio
 from collections.abc import Callable
 
 from tests.support.ledger import Ledger
-from tests.support.locks import holding, until_waiting
+from tests.support.locks import holding_commits, until_waiting
 from tests.support.order_client import OrderClient, OrderRequest
 from tests.support.service_process import ServiceProcess
 
 ORDERS = 1000
 HELD_SECONDS = 1.0
-LOCKED, OTHER = "SKU-0001", "SKU-0002"
-LOCK = f"SELECT FROM products WHERE id = '{LOCKED}' FOR UPDATE"
+PRODUCT, OTHER = "SKU-0001", "SKU-0002"
 
-# So that nothing but the lock holds an order up, and nothing gives up before it is released.
+# So that nothing but the commit holds an order up, and nothing gives up before it is released.
 PATIENT = {
     "BATCH_MAX_WAIT_SECONDS": 30,
     "REQUEST_DEADLINE_SECONDS": 60,
@@ -26,7 +25,7 @@ async def until_queued(service: ServiceProcess, orders: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_thousand_orders_behind_one_lock(
+async def test_a_thousand_orders_behind_one_commit(
     start_service: Callable[..., ServiceProcess], database_url: str
 ) -> None:
     """A thousand orders that queue behind one commit are stored once each, in the fewest commits there can be."""
@@ -34,11 +33,11 @@ async def test_a_thousand_orders_behind_one_lock(
     ledger = Ledger(database_url)
     loop = asyncio.get_running_loop()
     async with OrderClient(service.url) as client:
-        with holding(database_url, LOCK):
-            first = asyncio.create_task(client.place(OrderRequest(((LOCKED, 1),))))
+        with holding_commits(database_url):
+            first = asyncio.create_task(client.place(OrderRequest(((PRODUCT, 1),))))
             await until_waiting(database_url)
             others = [
-                asyncio.create_task(client.place(OrderRequest(((LOCKED, 1 + n % 9), (OTHER, 1)))))
+                asyncio.create_task(client.place(OrderRequest(((PRODUCT, 1 + n % 9), (OTHER, 1)))))
                 for n in range(1, ORDERS)
             ]
             await until_queued(service, ORDERS - 1)
@@ -77,16 +76,16 @@ async def test_a_caller_that_goes_away(
     service = start_service(**PATIENT)
     ledger = Ledger(database_url)
     async with OrderClient(service.url) as client:
-        leaver = OrderRequest.keyed((LOCKED, 3))
-        with holding(database_url, LOCK):
-            first = asyncio.create_task(client.place(OrderRequest(((LOCKED, 1),))))
+        leaver = OrderRequest.keyed((PRODUCT, 3))
+        with holding_commits(database_url):
+            first = asyncio.create_task(client.place(OrderRequest(((PRODUCT, 1),))))
             await until_waiting(database_url)
             neighbours = [
-                asyncio.create_task(client.place(OrderRequest.keyed((LOCKED, 1)))) for _ in range(5)
+                asyncio.create_task(client.place(OrderRequest.keyed((PRODUCT, 1)))) for _ in range(5)
             ]
             leaving = asyncio.create_task(client.place(leaver))
             neighbours += [
-                asyncio.create_task(client.place(OrderRequest.keyed((LOCKED, 1)))) for _ in range(5)
+                asyncio.create_task(client.place(OrderRequest.keyed((PRODUCT, 1)))) for _ in range(5)
             ]
             await until_queued(service, len(neighbours) + 1)
             leaving.cancel()
@@ -109,8 +108,8 @@ async def test_a_caller_that_goes_away_during_the_commit(
     service = start_service(**PATIENT)
     ledger = Ledger(database_url)
     async with OrderClient(service.url) as client:
-        leaver, neighbour = OrderRequest.keyed((LOCKED, 3)), OrderRequest.keyed((OTHER, 1))
-        with holding(database_url, LOCK):
+        leaver, neighbour = OrderRequest.keyed((PRODUCT, 3)), OrderRequest.keyed((OTHER, 1))
+        with holding_commits(database_url):
             sending = asyncio.create_task(client.place_batch([leaver]))
             await until_waiting(database_url)
             staying = asyncio.create_task(client.place(neighbour))
