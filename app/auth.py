@@ -28,7 +28,8 @@ class KeyRing:
         if not self._entries:
             return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
-        digest = hashlib.sha256(token.strip().encode()).digest()
+        # The bytes as they were sent, without HTTP's blanks; str.strip() would take others for blanks, too.
+        digest = hashlib.sha256(token.strip(" \t").encode("latin-1")).digest()
         found = None
         for known, principal in self._entries:  # all of them, each in constant time
             if hmac.compare_digest(known, digest):

@@ -1,5 +1,6 @@
 """Raw headers and bytes to orders: what a request must be before anything is done for it."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeGuard
 
@@ -9,6 +10,7 @@ from starlette.types import Message, Receive, Scope
 
 from app.errors import ServiceError, TooLarge, Validation
 from app.schemas import (
+    KEY_HEADER_PATTERN,
     MAX_BATCH_ORDERS,
     MAX_KEY_LENGTH,
     NEW_BATCH,
@@ -20,6 +22,9 @@ from app.schemas import (
 
 # Of one order, or of a batch as a whole: listing the 100,000 that fit into one would hold up the loop for a second.
 _MAX_DEFECTS = 50
+
+_KEY_HEADER = re.compile(KEY_HEADER_PATTERN)
+_ESCAPED = re.compile(r"\\(.)")
 
 
 class ClientGone(Exception):
@@ -50,13 +55,17 @@ class Headers(NamedTuple):
         return cls(authorization, content_type, content_length, keys)
 
     def key(self) -> str | None:
-        """The idempotency key, if one was sent."""
+        """The idempotency key, if one was sent: as it is, or out of the quotes of an RFC 9651 string."""
         if not self.idempotency_keys:
             return None
-        key = self.idempotency_keys[0].decode("latin-1").strip()
-        if len(self.idempotency_keys) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH:
-            raise Validation(f"Idempotency-Key: one value of 1 to {MAX_KEY_LENGTH} characters")
-        return key
+        # Blanks and tabs around a header are HTTP's; they are no part of its value (RFC 9110, 5.5).
+        value = self.idempotency_keys[0].strip(b" \t").decode("latin-1")
+        if len(self.idempotency_keys) > 1 or not _KEY_HEADER.fullmatch(value):
+            raise Validation(
+                f"Idempotency-Key: one value of 1 to {MAX_KEY_LENGTH} printable ASCII characters, no blank at "
+                "an end; one that begins with a quotation mark is a string as in RFC 9651"
+            )
+        return _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value
 
 
 async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:

@@ -22,7 +22,7 @@ from app.domain import OrderStatus
 from app.errors import Validation
 from app.intake import OrderIntake
 from app.problems import problems
-from app.schemas import IdempotencyKey, Identifier, order_document, order_json
+from app.schemas import Identifier, KeyHeader, order_document, order_json
 from app.service import OrderService
 from app.short_way import ShortRoute, answered_by
 from app.state import state_of
@@ -88,7 +88,11 @@ api = APIRouter(dependencies=[Depends(admitted)])
 def create_order(
     order: schemas.NewOrder,
     idempotency_key: Annotated[
-        IdempotencyKey | None, Header(description="Makes the request safe to repeat: one key, one order.")
+        KeyHeader | None,
+        Header(
+            description="Makes the request safe to repeat: one key, one order. 1 to 255 printable ASCII characters, "
+            'no blank at an end; `"abc"`, quoted as an RFC 9651 string, is the key `abc`.'
+        ),
     ] = None,
 ) -> None:
     """Take an order: its lines are priced from the catalogue and its stock is taken, all in one commit.

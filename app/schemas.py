@@ -21,7 +21,18 @@ MAX_KEY_LENGTH = 255
 
 _NO_NUL = r"^[^\x00]*$"  # PostgreSQL's text cannot hold one
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
-IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH, pattern=_NO_NUL)]
+
+# Printable ASCII, no blank at an end: what a header can carry unchanged, so that a key is one on both routes.
+_KEY = r"^[!-~]([ -~]*[!-~])?$"
+IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH, pattern=_KEY)]
+
+# The header says it plainly, or as an RFC 9651 string without parameters, of which nobody says what they mean.
+_QUOTED = r'[!#-\[\]-~]|\\["\\]'  # a character inside the quotes that is no blank
+KEY_HEADER_PATTERN = (
+    rf"^([!#-~]([ -~]{{0,{MAX_KEY_LENGTH - 2}}}[!-~])?"
+    rf'|"({_QUOTED})((?: |{_QUOTED}){{0,{MAX_KEY_LENGTH - 2}}}({_QUOTED}))?")$'
+)
+KeyHeader = Annotated[str, StringConstraints(pattern=KEY_HEADER_PATTERN)]
 
 
 class _Request(BaseModel):
