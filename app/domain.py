@@ -1,9 +1,9 @@
 """What an order is, in the business's own words: no HTTP, no SQL, no metrics."""
 
 import hashlib
-import os
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -77,9 +77,40 @@ class PlacedOrder(NamedTuple):
     replayed: bool
 
 
-def new_order_id(now_ns: int | None = None) -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits; sorts by time."""
-    milliseconds = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
-    digits = f"{milliseconds & 0xFFFFFFFFFFFF:012x}{os.urandom(10).hex()}"
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+class OrderIds:
+    """The ids of new orders: UUIDv7 (RFC 9562), each greater than the one before, as text and as a number.
+
+    48 bits of Unix milliseconds, then random ones; within a millisecond the last 48 count up in random steps (6.2,
+    method 2). A clock that is set back is not followed: time stands still until it has caught up.
+    """
+
+    __slots__ = ("_clock", "_head", "_milliseconds", "_now_ns", "_random_bits", "_tail")
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        """Read the time from *clock*, in nanoseconds since 1970."""
+        self._clock = clock
+        # Seeded by the system, which would take a system call for each: an id is no secret, and must only be unique.
+        self._random_bits = random.Random().getrandbits  # noqa: S311
+        self._now_ns = 0
+        self._milliseconds = -1
+        self._head = ""
+        self._tail = 0
+
+    def next(self) -> tuple[str, int]:
+        """A new id, and the time it was made at, in nanoseconds; neither is ever below the one before."""
+        self._now_ns = now_ns = max(self._clock(), self._now_ns)
+        milliseconds = now_ns // 1_000_000
+        self._tail += 1 + self._random_bits(24)
+        if milliseconds > self._milliseconds:
+            self._begin(milliseconds)
+        elif self._tail >> 48:
+            self._begin(self._milliseconds + 1)
+        return f"{self._head}{self._tail:012x}", now_ns
+
+    def _begin(self, milliseconds: int) -> None:
+        self._milliseconds = milliseconds
+        bits = self._random_bits(74)
+        variant = 0x8000 | bits >> 48 & 0x3FFF
+        time_digits = f"{milliseconds & 0xFFFFFFFFFFFF:012x}"
+        self._head = f"{time_digits[:8]}-{time_digits[8:]}-7{bits >> 62:03x}-{variant:04x}-"
+        self._tail = bits & 0x7FFFFFFFFFFF  # half of the range is left to count up

@@ -12,10 +12,10 @@ import structlog
 
 from app import repository
 from app.batching import batch_processor
-from app.catalogue import Catalogue
+from app.catalogue import Catalogue, Priced
 from app.db import Database
 from app.deadlines import Deadlines
-from app.domain import IncomingOrder, Order, OrderStatus, PlacedOrder, new_order_id
+from app.domain import IncomingOrder, Order, OrderIds, OrderStatus, PlacedOrder
 from app.errors import (
     DeadlineExceeded,
     InternalError,
@@ -55,6 +55,7 @@ class OrderService:
         self._guard = guard
         self._catalogue = catalogue
         self._deadline_seconds = request_deadline_seconds
+        self._ids = OrderIds()
 
         # One writer: batches grow by themselves while it commits; two would wait for each other's product rows.
         @batch_processor(max_size=batch_max_size, max_wait=batch_max_wait_seconds, writers=1)
@@ -86,7 +87,7 @@ class OrderService:
             UnknownProduct, OutOfStock, IdempotencyMismatch: nothing was stored.
             Unavailable: its `outcome` says whether the order may be stored.
         """
-        await self._prepare(incoming)
+        self._identify(incoming, await self._price(incoming))
         return await self._submit(incoming)
 
     async def place_all(
@@ -99,26 +100,34 @@ class OrderService:
         """
         orders = [incoming for incoming in batch if isinstance(incoming, IncomingOrder)]
         # All are priced before the first is queued: who came first must not depend on what is in the cache.
-        failures = await asyncio.gather(*map(self._prepare, orders), return_exceptions=True)
-        ready = [incoming for incoming, failure in zip(orders, failures, strict=True) if failure is None]
+        found = await asyncio.gather(*map(self._price, orders), return_exceptions=True)
+        ready = []
+        for incoming, priced in zip(orders, found, strict=True):
+            if not isinstance(priced, BaseException):
+                self._identify(incoming, priced)
+                ready.append(incoming)
         stored = iter(await self._submit_all(ready))
-        results = iter([failure or next(stored) for failure in failures])
+        results = iter([priced if isinstance(priced, BaseException) else next(stored) for priced in found])
         return [
             incoming if isinstance(incoming, ServiceError) else _answer(next(results)) for incoming in batch
         ]
 
-    async def _prepare(self, incoming: IncomingOrder) -> None:
-        """Price the order, so that it can be queued."""
+    async def _price(self, incoming: IncomingOrder) -> Priced:
+        """Price the order."""
         self._guard.require_closed()
-        priced = await self._catalogue.price(incoming.items, deadline=incoming.deadline)
+        return await self._catalogue.price(incoming.items, deadline=incoming.deadline)
+
+    def _identify(self, incoming: IncomingOrder, priced: Priced) -> None:
+        """Give the order its id, the moment before it is queued: ids rise as orders are queued, and so stored."""
+        order_id, created_ns = self._ids.next()
         incoming.order = Order(
-            new_order_id(),
+            order_id,
             incoming.customer_id,
             "confirmed",
             priced.currency,
             priced.total_cents,
             priced.lines,
-            timestamp(),
+            timestamp(created_ns),
         )
         incoming.priced_at = time.monotonic()
 

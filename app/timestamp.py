@@ -5,10 +5,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 
-def timestamp(moment: datetime | None = None) -> str:
-    """*moment* (default: now) as ISO 8601 in UTC, with microseconds."""
+def timestamp(moment: datetime | int | None = None) -> str:
+    """*moment* (nanoseconds since 1970 are one, too; default: now) as ISO 8601 in UTC, with microseconds."""
     if moment is None:
-        seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+        moment = time.time_ns()
+    if isinstance(moment, int):
+        seconds, microseconds = divmod(moment // 1000, 1_000_000)
         return f"{_whole_second(seconds)}{microseconds:06d}Z"
     # isoformat is six times as fast as strftime.
     return moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"

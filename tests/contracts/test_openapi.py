@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app import schemas
-from app.domain import Order, OrderStatus, PlacedOrder, new_order_id
+from app.domain import Order, OrderIds, OrderStatus, PlacedOrder
 from app.errors import ServiceError
 from app.main import create_app
 from app.parsing import parse_batch, parse_order
@@ -217,7 +217,7 @@ _VALIDATOR = jsonschema_rs.validator_for(NewOrder.model_json_schema())
 _text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=64)
 _stored = st.builds(
     Order,
-    id=st.builds(new_order_id, st.integers(0, 2**62)),
+    id=st.builds(lambda now_ns: OrderIds(lambda: now_ns).next()[0], st.integers(0, 2**62)),
     customer_id=_text,
     status=st.sampled_from(get_args(OrderStatus)),
     currency=st.just("EUR"),

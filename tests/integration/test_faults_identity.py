@@ -133,3 +133,21 @@ def test_the_documented_key_is_the_accepted_key(shop: Shop) -> None:
 
 def _matches(pattern: str, value: str) -> bool:
     return jsonschema_rs.is_valid({"type": "string", "pattern": pattern}, value)
+
+
+# --- ids --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_listed_newest_first(shop: Shop) -> None:
+    """Its ids rise in its order, in which it was stored: 26 of 49 did not, within one millisecond."""
+    customer = new_customer()
+    cold = [shop.new_product() for _ in range(5)]
+    # Every third names a product that must be read first.
+    lines = [(cold[n // 10] if n % 3 == 0 else "SKU-0001", 1) for n in range(50)]
+    results = shop.place_batch([new_order(line, customer_id=customer) for line in lines])
+    orders = [result["order"] for result in results]
+    ids = [order["id"] for order in orders]
+    assert ids == sorted(ids)
+    assert [order["created_at"] for order in orders] == sorted(order["created_at"] for order in orders)
+    page = shop.http.get("/orders", params={"customer_id": customer, "limit": 100}).json()
+    assert [order["id"] for order in page["items"]] == ids[::-1]
