@@ -25,9 +25,10 @@ INSERT_VERSION = "INSERT INTO schema_migrations (version, name) VALUES (%(versio
 
 INSERT_PRODUCTS = """
     INSERT INTO products (id, name, price_cents, currency, stock)
-    SELECT 'SKU-' || lpad(i::text, 4, '0'), 'Product ' || i, 199 + (i * 7919) %% 9800, 'EUR', %(stock)s
-      FROM generate_series(1, %(size)s) AS i
-     WHERE NOT EXISTS (SELECT FROM products WHERE id = 'SKU-' || lpad((%(size)s)::text, 4, '0'))
+    SELECT sku.id, 'Product ' || i, 199 + (i * 7919) %% 9800, 'EUR', %(stock)s
+      FROM generate_series(1::bigint, %(size)s) AS i
+     CROSS JOIN LATERAL (SELECT 'SKU-' || lpad(i::text, greatest(4, length(i::text)), '0') AS id) AS sku
+     WHERE NOT EXISTS (SELECT FROM products WHERE id = %(last)s)
      ORDER BY 1
         ON CONFLICT DO NOTHING
 """
@@ -85,4 +86,5 @@ async def require_schema(db: Database) -> None:
 async def seed_catalogue(db: Database, *, size: int, stock: int) -> None:
     """Insert the deterministic products `SKU-0001` ... that are missing; never touches one that is there."""
     async with db.transaction(statement_timeout_seconds=_STATEMENT_TIMEOUT_SECONDS) as transaction:
-        await transaction.run(INSERT_PRODUCTS, {"size": size, "stock": stock})
+        parameters = {"size": size, "stock": stock, "last": f"SKU-{size:04}"}
+        await transaction.run(INSERT_PRODUCTS, parameters)
