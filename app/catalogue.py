@@ -10,11 +10,12 @@ from app.batching import batch_processor
 from app.cache import Cached, cached
 from app.db import Database
 from app.domain import Line, Product
-from app.errors import DeadlineExceeded, NotFound, UnknownProduct
+from app.errors import DeadlineExceeded, NotFound, UnknownProduct, Validation
 from app.resilience import Guard
 
 # In one query: all the lines that the largest batch of orders can have.
 _MOST_IDS = 5000
+_MAX_CENTS = 2**63 - 1  # bigint; no price is negative, so no line is more than the total
 
 
 class Priced(NamedTuple):
@@ -90,6 +91,7 @@ class Catalogue:
 
         Raises:
             UnknownProduct: a line names a product that does not exist.
+            Validation: the lines are in several currencies, or their sum is more than the database can hold.
             DeadlineExceeded: the missing products were not there in time.
         """
         products: list[Product] = []
@@ -103,8 +105,14 @@ class Catalogue:
             (product.id, quantity, product.price_cents)
             for product, (_, quantity) in zip(products, items, strict=True)
         ]
+        currency = products[0].currency
+        for product in products:
+            if product.currency != currency:
+                raise Validation(f"items: all in one currency, not in {currency} and {product.currency}")
         total_cents = sum([quantity * price_cents for _, quantity, price_cents in lines])
-        return Priced(products[0].currency, total_cents, lines)
+        if total_cents > _MAX_CENTS:
+            raise Validation(f"items: they cost more than {_MAX_CENTS} cents")
+        return Priced(currency, total_cents, lines)
 
     async def _read(self, ids: Sequence[str], deadline: float) -> list[Product]:
         """Every product of *ids*, in their order."""

@@ -168,14 +168,14 @@ def _note(scope: Scope, result: PlacedOrder | ServiceError) -> None:
 
 
 def _count(result: PlacedOrder | ServiceError, incoming: IncomingOrder | None) -> None:
-    """Book one order; *incoming* where it was taken into processing."""
+    """Book one order; *incoming* where it was parsed. One of no valid form was not taken into processing."""
     if isinstance(result, PlacedOrder):
         _ORDERS["replayed" if result.replayed else "success", ""].inc()
     else:
         _ORDERS["error" if isinstance(result, Unavailable) else "rejected", result.error_type].inc()
         if isinstance(result, Overloaded):
             _SHED[result.reason].inc()
-    if incoming is None:
+    if incoming is None or isinstance(result, Validation):
         return
     answered_at = time.monotonic()
     ORDER_PROCESSING_SECONDS.observe(answered_at - incoming.arrived_at)
