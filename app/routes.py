@@ -154,7 +154,7 @@ async def cancel_order(order_id: uuid.UUID, principal: Principal, orders: Orders
 
 
 @api.get(
-    "/products/{product_id}",
+    "/products/{product_id:segment}",  # of targets.py: any id has a URL
     tags=["products"],
     response_model=schemas.Product,
     responses=problems(401, 404, 422, 500, 503, 504),

@@ -26,6 +26,8 @@ from starlette.types import Receive, Scope, Send
 
 from app.intake import OrderIntake
 from app.middleware import Observed
+from app.problems import send_problem
+from app.targets import read_target
 
 Answer = Callable[[OrderIntake, Scope, Receive, Send], Awaitable[None]]
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
@@ -77,6 +79,10 @@ class Application(FastAPI):
                 self._short_routes.update({(method, route.path): route for method in route.methods or ()})
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := read_target(scope)) is not None:
+            scope["log"]["error_type"] = refusal.error_type
+            await send_problem(refusal, send)
+            return
         if scope["type"] == "http" and not self._traced:
             route = self._short_routes.get((scope["method"], scope["path"]))
             if route is not None:
