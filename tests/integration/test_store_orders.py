@@ -250,6 +250,17 @@ def test_plans_made_for_small_tables(new_store: Callable[[str], Store], *, analy
         assert other not in plans
 
 
+def test_faults_functions_compile_nothing(new_store: Callable[[str], Store]) -> None:
+    """Every function that plans statements has the compiler off: up to PostgreSQL 18 it is on by default."""
+    store = new_store("one")
+    settings = store.run(
+        "SELECT proname, proconfig FROM pg_proc WHERE pronamespace = 'one'::regnamespace"
+        " AND prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql') AND proname NOT LIKE '%oracle%'"
+    )
+    assert {name for name, _ in settings} == {"store_orders_v1", "cancel_order_v1"}
+    assert all("jit=off" in config for _, config in settings)
+
+
 @pytest.mark.parametrize("first_of_all", [10, 0], ids=["at once", "one by one"])
 async def test_products_are_locked_by_id(
     start_service: Callable[..., ServiceProcess], database_url: str, first_of_all: int

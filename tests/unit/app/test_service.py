@@ -1,5 +1,6 @@
 """The order path against a database that answers as it is told; the real one is in the other folders."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -19,14 +20,18 @@ from app.timestamp import timestamp
 class ScriptedDatabase:
     """Stores every order it is sent, after raising what it was told to."""
 
-    def __init__(self, *failures: Exception) -> None:
+    def __init__(self, *failures: Exception, seconds: float = 0.0) -> None:
         self.failures = list(failures)
+        self.seconds = seconds
         self.batches: list[list[str]] = []
+        self.time_limits: list[float] = []
 
     async def run(
         self, _sql: str, params: Mapping[str, Any], *, timeout_seconds: float
     ) -> list[tuple[Any, ...]]:
         assert timeout_seconds > 0
+        self.time_limits.append(timeout_seconds)
+        await asyncio.sleep(self.seconds)
         self.batches.append([order_id for _principal, order_id, *_ in orjson.loads(params["batch"])])
         if self.failures:
             raise self.failures.pop(0)
@@ -96,6 +101,40 @@ async def test_a_retry_sends_the_same_ids() -> None:
     assert isinstance(placed, PlacedOrder)
     assert not placed.replayed
     assert db.batches == [["one"], ["one"]]
+
+
+async def test_faults_an_order_that_runs_out_of_time_does_not_end_its_batch() -> None:
+    """It is answered at its own deadline, `unknown`; its batch goes on with all the time its neighbours have."""
+    db = ScriptedDatabase(seconds=0.6)
+    orders = service(db)
+    started = time.monotonic()
+    late, in_time = incoming("late", seconds_left=0.3), incoming("in-time")
+    failure, placed = await asyncio.gather(
+        orders._queue(late, is_suspect=False),
+        orders._queue(in_time, is_suspect=False),
+        return_exceptions=True,
+    )
+    assert isinstance(failure, DeadlineExceeded)
+    assert failure.outcome == "unknown"
+    assert isinstance(placed, PlacedOrder)
+    assert db.batches == [["late", "in-time"]]
+    assert db.time_limits[0] > 4
+    assert time.monotonic() - started >= 0.6
+    assert orders._guard.breaker._pybreaker.fail_counter == 0
+
+
+async def test_faults_an_order_whose_time_ends_in_the_queue_is_not_executed() -> None:
+    """It waits behind a batch for longer than it has, is answered in time, and never sent."""
+    db = ScriptedDatabase(seconds=0.4)
+    orders = service(db)
+    first = orders._queue(incoming("first"), is_suspect=False)
+    await asyncio.sleep(0.05)
+    with pytest.raises(DeadlineExceeded) as raised:
+        await orders._queue(incoming("late", seconds_left=0.2), is_suspect=False)
+    assert raised.value.outcome == "not_executed"
+    assert isinstance(await first, PlacedOrder)
+    await orders.drain()
+    assert db.batches == [["first"]]
 
 
 async def _fail() -> None:

@@ -1,8 +1,9 @@
-"""One locked row holds up the orders that need it, and nobody else's."""
+"""What one order can do to its neighbours: hold them up, have their work undone, cut their time."""
 
 import asyncio
 import contextlib
 import itertools
+import signal
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,7 +12,8 @@ import psycopg2
 import pytest
 
 from tests.support.ledger import Ledger
-from tests.support.locks import holding
+from tests.support.locks import holding, holding_commits, until_waiting
+from tests.support.order_api import execute
 from tests.support.order_client import Attempt, OrderClient, OrderRequest
 from tests.support.service_process import ServiceProcess
 
@@ -149,3 +151,79 @@ async def test_faults_cancelling_an_order_of_a_locked_product(
         assert answer.status == 503
         assert answer.json()["outcome"] == "not_executed"
         assert (await client.cancel(placed.order_id)).json()["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("trouble", ["replayed", "sold out"])
+async def test_faults_a_repeating_client_does_not_undo_its_neighbours_batches(
+    start_service: StartService, database_url: str, trouble: str
+) -> None:
+    """An order that is known to fail a common attempt has a batch of its own: next to no stock is taken twice over.
+
+    PostgreSQL counts the rows it updated, those of undone attempts too.
+    """
+    service = start_service()
+    updated = "SELECT coalesce(sum(n_tup_upd), 0)::int FROM pg_stat_user_tables WHERE relname = 'products'"
+    async with OrderClient(service.url) as client:
+        repeated = OrderRequest.keyed(("SKU-0900", 1))
+        assert (await client.place(repeated)).acknowledged
+        if trouble == "sold out":
+            execute(database_url, "UPDATE products SET stock = 0 WHERE id = 'SKU-0909'")
+            repeated = OrderRequest((("SKU-0909", 1),))
+            assert (await client.place(repeated)).error_type == "out_of_stock"
+        for _ in range(50):
+            orders = [OrderRequest.keyed((f"SKU-{n:04}", 1)) for n in range(11, 31)]
+            attempts = await asyncio.gather(*map(client.place, (repeated, *orders)))
+            assert all(attempt.acknowledged for attempt in attempts[1:])
+    # A session's statistics come when it ends, if not before.
+    service.kill()
+    async with asyncio.timeout(20):
+        while (rows := execute(database_url, updated)[0][0]) < 1001:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert rows - 1001 <= 100
+
+
+async def test_faults_crafted_quantities_are_decided_in_one_pass(
+    start_service: StartService, database_url: str
+) -> None:
+    """Orders of which every second takes more than the one before it leaves are decided by one call, in order."""
+    service = start_service()
+    products = [f"SKU-{n:04}" for n in range(1, 51)]
+    execute(database_url, "UPDATE products SET stock = 1000 WHERE id = ANY (%(ids)s)", {"ids": products})
+    ledger = Ledger(database_url)
+    async with OrderClient(service.url) as client:
+        quantities = [600, 500, 240, 200, 96, 80, 38, 32, 15, 13, 6, 6, 2]
+        batch = [
+            OrderRequest.keyed(*((product_id, pieces) for product_id in products)) for pieces in quantities
+        ]
+        attempts = await client.place_batch(batch)
+        ledger.assert_clean(client.history)
+    assert [attempt.error_type for attempt in attempts] == ["", "out_of_stock"] * 6 + [""]
+    assert service.metrics()["order_batch_size_count", ()] == 1
+
+
+async def test_faults_a_process_that_stood_still_takes_the_answers_that_came_meanwhile(
+    start_service: StartService, database_url: str
+) -> None:
+    """Stopped for longer than its time limits, it reads the socket before it calls a timeout."""
+    service = start_service(DB_STATEMENT_TIMEOUT_SECONDS=1, REQUEST_DEADLINE_SECONDS=2, BREAKER_FAIL_MAX=1)
+    ledger = Ledger(database_url)
+    async with OrderClient(service.url) as client:
+        assert (await client.place(OrderRequest.keyed(("SKU-0001", 1)))).acknowledged
+        with holding_commits(database_url):
+            placing = [
+                asyncio.create_task(client.place(OrderRequest.keyed(("SKU-0001", 1)))) for _ in range(10)
+            ]
+            await until_waiting(database_url)
+            service.process.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(3)
+        finally:
+            service.process.send_signal(signal.SIGCONT)
+        attempts = await asyncio.gather(*placing)
+        ledger.assert_clean(client.history)
+    # The first batch was answered while nobody listened; what queued behind it had no time left.
+    assert attempts[0].acknowledged
+    assert {attempt.outcome for attempt in attempts} <= {"stored", "not_executed"}
+    assert (
+        service.metrics()["circuit_breaker_transitions_total", (("breaker", "postgres"), ("to", "open"))] == 0
+    )
