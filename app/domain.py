@@ -50,7 +50,7 @@ class Order(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class IncomingOrder:
-    """An order on its way: what was asked for, and when it passed each stage (monotonic seconds)."""
+    """An order on its way: what was asked for, and when it passed each stage (monotonic seconds; 0.0: not yet)."""
 
     principal: str
     customer_id: str

@@ -184,5 +184,6 @@ def _count(result: PlacedOrder | ServiceError, incoming: IncomingOrder | None) -
         _STAGES["price"].observe(incoming.priced_at - incoming.parsed_at)
     if incoming.started_at:
         _STAGES["queue"].observe(incoming.started_at - incoming.priced_at)
+    if incoming.stored_at:
         _STAGES["store"].observe(incoming.stored_at - incoming.started_at)
         _STAGES["respond"].observe(answered_at - incoming.stored_at)

@@ -201,7 +201,9 @@ class OrderService:
         stored_at = time.monotonic()
         results = settlement.in_order()
         for incoming, result in zip(batch, results, strict=True):
-            incoming.stored_at = stored_at
+            # The others were not sent.
+            if incoming.deadline >= least:
+                incoming.stored_at = stored_at
             self._learn(incoming, result)
         return results
 
