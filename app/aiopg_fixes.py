@@ -35,6 +35,10 @@ if aiopg.__version__ != FIXED_VERSION:
     raise ImportError(f"the fixes are for aiopg {FIXED_VERSION}, this is {aiopg.__version__}")
 
 
+class NotSent(Exception):
+    """The driver cannot write a value, and has sent nothing; its own exception may be of any kind."""
+
+
 class SafeConnection(aiopg.connection.Connection):
     """An aiopg connection that leaves nothing registered and never turns an SQL error into a cancellation."""
 
@@ -48,13 +52,14 @@ class SafeConnection(aiopg.connection.Connection):
             The psycopg2 cursor, with the rows and the status message of the last statement.
 
         Raises:
+            NotSent: the parameters cannot be put into the statement.
             psycopg2.Error: whatever the server or the connection answered.
             TimeoutError: no answer in time; the connection is closed and the outcome unknown.
         """
         waiter = self._create_waiter("run")
         try:
             cursor = self._conn.cursor()
-            cursor.execute(sql, params)
+            cursor.execute(sql if params is None else _with_parameters(cursor, sql, params))
         except BaseException:
             self._waiter = None
             raise
@@ -125,6 +130,15 @@ class SafeConnection(aiopg.connection.Connection):
             self._ready(self._weakref)
         if not waiter.done():
             waiter.set_exception(TimeoutError())
+
+
+def _with_parameters(cursor: Any, sql: str, params: Mapping[str, Any]) -> bytes:
+    try:
+        return cast("bytes", cursor.mogrify(sql, params))
+    except (psycopg2.OperationalError, psycopg2.InterfaceError):  # the connection is closed
+        raise
+    except Exception as exc:
+        raise NotSent from exc
 
 
 async def connect(dsn: str, timeout_seconds: float, **kwargs: Any) -> SafeConnection:

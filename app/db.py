@@ -41,6 +41,9 @@ _DSN_DEFAULTS = {
     "tcp_user_timeout": "10000",
 }
 
+# Whatever the DSN, the environment or the role says: in another one a name in one order fails a whole batch.
+_DSN_PINNED = {"client_encoding": "UTF8"}
+
 # psycopg2 has no SQLSTATE for a failed asynchronous connect, only the text of libpq and the server.
 _CONFIGURATION_FAILURES = (
     "authentication failed",
@@ -148,7 +151,8 @@ class Database:
             ConnectionLost: `not_executed` if none could be opened, `unknown` if it broke after sending.
             DeadlineExceeded: `not_executed` if the server gave up, `unknown` if it did not answer in time.
             TransactionConflict: serialization failure, deadlock or lock timeout; rolled back.
-            StatementRejected: the values broke a constraint or a type; rolled back.
+            StatementRejected: the values broke a constraint or a type, and were rolled back; or the driver cannot
+                write them, and nothing was sent.
             DatabaseError: the server is out of something or failed; rolled back.
             InternalError: the statement is wrong.
             asyncio.CancelledError: the caller was cancelled; the connection is closed, the outcome unknown.
@@ -273,7 +277,8 @@ async def wait_for_database(
         on_retry: called after each failed attempt with one line that says why; it never holds the password.
 
     Raises:
-        ConfigurationError: the DSN can never work (syntax, password, role, database, TLS); one line.
+        ConfigurationError: the DSN can never work (syntax, password, role, database, TLS, a database that is not in
+            UTF-8); one line.
         ConnectionLost: not reachable for `start_timeout_seconds`; its detail is one line.
     """
     loop = asyncio.get_running_loop()
@@ -290,7 +295,13 @@ async def wait_for_database(
                     raise
                 on_retry(failure.detail)
         else:
+            encoding = conn.raw.get_parameter_status("server_encoding")
             conn.close()
+            if encoding != "UTF8":
+                raise ConfigurationError(
+                    f"DATABASE_URL: the database's encoding is {encoding}, in which not every order can be stored: "
+                    "make one with ENCODING 'UTF8'"
+                )
             return
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(2 * pause_seconds, 1.0)
@@ -307,6 +318,8 @@ async def _execute(
     """Run *sql* on *conn*; *lost* is the outcome where no answer came."""
     try:
         return await conn.run(sql, params, timeout_seconds)
+    except aiopg_fixes.NotSent as exc:
+        raise StatementRejected from exc
     except _DRIVER_ERRORS as exc:
         raise _translate(exc, conn, lost) from exc
 
@@ -316,8 +329,6 @@ def _translate(exc: BaseException, conn: aiopg_fixes.SafeConnection, lost: Outco
     if isinstance(exc, TimeoutError):
         return DeadlineExceeded(outcome=lost)
     code = getattr(exc, "pgcode", None)
-    if code is None and isinstance(exc, psycopg2.ProgrammingError | psycopg2.NotSupportedError):
-        return InternalError()  # psycopg2 refused to send it: a value it cannot adapt
     # The server's last words (57P01, 08xxx) reach psycopg2 without their code.
     if conn.closed or code is None:
         conn.close()
@@ -343,9 +354,9 @@ def _raise_connect_failure(exc: BaseException, dsn: str) -> NoReturn:
 
 
 def _complete(dsn: str) -> str:
-    """Add what every connection should have and the DSN does not set."""
+    """Add what every connection should have and the DSN does not set, or must not."""
     try:
-        options = _DSN_DEFAULTS | extensions.parse_dsn(dsn)
+        options = _DSN_DEFAULTS | extensions.parse_dsn(dsn) | _DSN_PINNED
     except psycopg2.ProgrammingError:
         # libpq's message quotes the DSN, perhaps the password: neither message nor cause is passed on
         raise ConfigurationError(

@@ -67,7 +67,7 @@ class IncomingOrder:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the parsed order: equal for equal orders, however they were spelled or sent."""
         parts = [self.customer_id, *(f"{product_id}\x00{quantity}" for product_id, quantity in self.items)]
-        return hashlib.sha256("\x00\x00".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\x00\x00".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
 class PlacedOrder(NamedTuple):

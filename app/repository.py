@@ -13,6 +13,7 @@ from app.errors import (
     LockTimeout,
     OutOfStock,
     ServiceError,
+    StatementRejected,
     UnknownProduct,
 )
 from app.timestamp import timestamp
@@ -95,10 +96,14 @@ async def store_orders(
 
     Raises:
         LockTimeout: another transaction holds the idempotency key of one of them; nothing is stored.
+        StatementRejected: an order of the batch cannot be written or stored, and none was.
         ServiceError: as of `Database.run`.
     """
-    orders = [_priced(incoming) for incoming in batch]
-    parameters = {**_batch_parameters(batch, orders), "one_by_one": one_by_one}
+    try:
+        orders = [_priced(incoming) for incoming in batch]
+        parameters = {**_batch_parameters(batch, orders), "one_by_one": one_by_one}
+    except Exception as exc:  # whatever it is: nothing was sent, and it is one order's
+        raise StatementRejected from exc
     rows = await db.run(STORE_ORDERS, parameters, timeout_seconds=timeout_seconds)
     if len(rows) == 1 and rows[0][0] is None:
         return [PlacedOrder(order, replayed=False) for order in orders]
