@@ -119,6 +119,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         # The oldest without its answer; `cycle` is the newest that was read.
         self._serving: Exchange | None = None
         self._refusal: ServiceError | None = None  # owed, after the answers before it
+        # Of a request that offers an upgrade and has a body: the head under which the parser reads that body.
+        self._body_head = b""
         self._chunk_bytes = 0
         self._head_bytes = 0  # of the chunks before this one; the one it began in counts as 1
 
@@ -156,6 +158,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             # An offer that may be ignored (RFC 9110, 7.8): clients go on in HTTP/1.1 (Java's HttpClient offers h2c
             # by default). uvicorn would drop the rest of the chunk, and log a warning each time.
+            if self._body_head:
+                self.parser = httptools.HttpRequestParser(
+                    self
+                )  # where the connection ends, the old one reads no more
+                self.parser.feed_data(self._body_head)
             return data[upgrade.args[0] :]
         except httptools.HttpParserError as exc:
             if isinstance(exc.__context__, _HeadTooLarge):
@@ -191,6 +198,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_headers_complete(self) -> None:
+        if self._body_head:  # which the parser has just read: its body follows
+            self._body_head = b""
+            self.headers = []
+            self._reading = _BODY
+            return
         if (self._head_bytes or self._chunk_bytes > self._head_limit) and (
             len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._head_limit
         ):
@@ -203,6 +215,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             wants_continue=self.expect_100_continue and not is_old,  # which knows no 100 (RFC 9110, 10.1.1)
             keep_alive=self.parser.should_keep_alive() and not is_old,
         )
+        if self.parser.should_upgrade():
+            self._body_head = _body_head(self.headers, keep_alive=self.parser.should_keep_alive())
         self.headers = []  # trailers would be added to those the application reads
         self._reading = _BODY
         self._head_bytes = 0
@@ -227,6 +241,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_message_complete(self) -> None:
+        if self._body_head:  # the parser ends a message that offers an upgrade at its head
+            return
         exchange = self.cycle
         if not exchange.response_complete:
             exchange.more_body = False
@@ -407,3 +423,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._since = self._shared.sweeps
         self.flow.resume_reading()
         self.transport.write_eof()
+
+
+def _body_head(headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> bytes:
+    """A head that offers no upgrade, and frames the body as *headers* do; empty where there is none.
+
+    The parser ends a message that offers an upgrade at its head, and would read the body as the next request.
+    """
+    for name, value in headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and int(value)):
+            connection = b"keep-alive" if keep_alive else b"close"
+            return b"POST / HTTP/1.1\r\nConnection: %b\r\n%b: %b\r\n\r\n" % (connection, name, value)
+    return b""
