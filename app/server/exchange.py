@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from app.errors import InternalError, ServiceError
+from app.middleware import is_cancelled
 
 _BODILESS = frozenset({204, 304})
 _log = structlog.get_logger("app.server.exchange")
@@ -35,8 +36,8 @@ class Connection(Protocol):
     def close_after_answer(self) -> None:
         """Close; the answer is complete, or never will be."""
 
-    def answer(self, refusal: ServiceError) -> None:
-        """Answer by itself, and close."""
+    def answer(self, refusal: ServiceError, scope: Scope) -> None:
+        """Answer the request in *scope* by itself, and close."""
 
 
 class Exchange:
@@ -82,8 +83,7 @@ class Exchange:
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             # Nobody cancelled this request: something it waited for was, and the client still waits.
             _log.exception("application_failed")
@@ -94,7 +94,7 @@ class Exchange:
         if self.response_started:
             self._connection.close_after_answer()
         else:
-            self._connection.answer(InternalError(outcome="unknown"))
+            self._connection.answer(InternalError(outcome="unknown"), self.scope)
 
     async def receive(self) -> Message:
         """The ASGI `receive`: the next part of the body, or that the client is gone or answered."""

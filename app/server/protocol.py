@@ -22,9 +22,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.errors import InternalError, RequestTimeout, ServiceError, Validation
-from app.metrics import HTTP_REQUESTS
+from app.middleware import book, request_id_of
 from app.problems import problem_answer
 from app.server.exchange import Exchange
+from app.server.head import check_head
 
 _AGE_JITTER = 0.2  # connections that were opened together do not all come back together
 _LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
@@ -86,10 +87,6 @@ class Connections:
         self.drain(connections)
         for connection in tuple(connections):
             connection.shutdown()
-
-
-class _HeadTooLarge(Exception):  # control flow inside the parser, never seen outside
-    pass
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -165,8 +162,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self.parser.feed_data(self._body_head)
             return data[upgrade.args[0] :]
         except httptools.HttpParserError as exc:
-            if isinstance(exc.__context__, _HeadTooLarge):
-                self._refuse_head()
+            refusal = exc.__context__
+            if isinstance(
+                refusal, ServiceError
+            ):  # of a callback; what it leads back to would outlive the connection
+                refusal.__traceback__ = None
+                self._refuse(refusal)
             else:
                 self._refuse(Validation("the request is not valid HTTP/1.1", status=400))
         else:
@@ -190,11 +191,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
         self._reading = _HEAD
         self._head_bytes = 0
         if self.cycle is not None:
             self._since = self._shared.sweeps
+
+    @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     @override
     def on_headers_complete(self) -> None:
@@ -206,13 +210,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if (self._head_bytes or self._chunk_bytes > self._head_limit) and (
             len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._head_limit
         ):
-            raise _HeadTooLarge
+            raise self._too_large()
         previous = self.cycle
-        is_old = self.parser.get_http_version() == "1.0"
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        headers = check_head(method, version, self.headers)
+        is_old = version == "1.0"
         self.cycle = exchange = Exchange(  # type: ignore[assignment]
             self,
-            self._scope(),
-            wants_continue=self.expect_100_continue and not is_old,  # which knows no 100 (RFC 9110, 10.1.1)
+            self._scope(method.decode("ascii"), version),
+            # HTTP/1.0 knows no 100 (RFC 9110, 10.1.1).
+            wants_continue=headers.get(b"expect", b"").lower() == b"100-continue" and not is_old,
             keep_alive=self.parser.should_keep_alive() and not is_old,
         )
         if self.parser.should_upgrade():
@@ -279,14 +286,26 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         elif self._reading != _DISCARDING or self._refusal is not None:
             self.transport.close()
 
-    def answer(self, refusal: ServiceError) -> None:
-        """Answer the request being read, and close."""
+    def answer(self, refusal: ServiceError, scope: Scope | None = None) -> None:
+        """Answer the request in *scope*, or the one whose head is not read to its end, and close."""
+        request_id: bytes | None = None if scope is None else scope.get("request_id")
+        if scope is None or request_id is None:  # no application knows of it, and would book it
+            request_id = request_id_of(self.headers if scope is None else scope["headers"])
+            log = {"error_type": refusal.error_type, "outcome": refusal.outcome}
+            seconds = (self._shared.sweeps - self._since) * self._shared.limits.sweep_seconds
+            book("other", "unmatched", refusal.http_status, seconds, request_id, log)
+        else:
+            scope["refusal"] = refusal
         headers, body = problem_answer(refusal)
         content = [STATUS_LINE[refusal.http_status]]
-        for name, value in (*self.server_state.default_headers, *headers, (b"connection", b"close")):
+        for name, value in (
+            *self.server_state.default_headers,
+            *headers,
+            (b"x-request-id", request_id),
+            (b"connection", b"close"),
+        ):
             content += [name, b": ", value, b"\r\n"]
         self.transport.write(b"".join([*content, b"\r\n", body]))
-        HTTP_REQUESTS.labels("other", "unmatched", str(refusal.http_status)).inc()
         self._linger()
 
     # What the server calls
@@ -321,7 +340,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             and not self.transport.is_closing()
         ):
             self._drop_cycle()
-            self.answer(InternalError("the service stopped before it had an answer", outcome="unknown"))
+            refusal = InternalError("the service stopped before it had an answer", outcome="unknown")
+            self.answer(refusal, self.cycle.scope)  # type: ignore[arg-type]
             self.transport.close()
         else:
             self.transport.abort()
@@ -339,7 +359,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Bound what is kept of a head, or of trailers, that did not end in this chunk."""
         self._head_bytes += self._chunk_bytes if self._head_bytes else 1
         if self._head_bytes > self._head_limit:
-            self._refuse_head()
+            self._refuse(self._too_large())
 
     def _check_reading(self, sweeps: int) -> None:
         """Act on having read the same part for so many *sweeps*."""
@@ -351,16 +371,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             if sweeps > shared.linger_sweeps and self._refusal is None:
                 self.transport.abort()
         elif self._reading == _HEAD or self.cycle is None:
-            if sweeps > shared.head_sweeps:
+            if sweeps > shared.head_sweeps and self._reading == _NOTHING:
+                self.transport.close()  # a client would take a 408 for the answer to its first request
+            elif sweeps > shared.head_sweeps:
                 self._refuse_late("head", shared.limits.head_seconds)
             elif shared.ending and self._reading == _NOTHING and sweeps > shared.first_request_sweeps:
                 self.transport.close()
         elif sweeps > shared.keep_alive_sweeps and not self._answering():
             self.transport.close()
 
-    def _refuse_head(self) -> None:
+    def _too_large(self) -> ServiceError:
         limit = self._head_limit
-        self._refuse(Validation(f"the request's headers are over the limit of {limit} bytes", status=431))
+        return Validation(f"the request's headers are over the limit of {limit} bytes", status=431)
 
     def _refuse_late(self, part: str, seconds: float) -> None:
         self._refuse(RequestTimeout(f"the request's {part} did not arrive within {seconds:g} s"))
@@ -375,7 +397,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 return
             else:
                 self._drop_cycle()
-                self.answer(refusal)
+                self.answer(refusal, self.cycle.scope)  # type: ignore[arg-type]
                 return
         self._reading = _DISCARDING
         if self._answering():
@@ -388,7 +410,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.cycle.disconnected = True
         self.cycle.message_event.set()
 
-    def _scope(self) -> Scope:
+    def _scope(self, method: str, version: str) -> Scope:
         """The ASGI scope of the request whose head was read."""
         url = self.url
         if url.startswith(b"/") and b"#" not in url:
@@ -399,11 +421,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return {
             "type": "http",
             "asgi": _ASGI,
-            "http_version": self.parser.get_http_version(),
+            "http_version": version,
             "server": self.server,
             "client": self.client,
             "scheme": "http",
-            "method": self.parser.get_method().decode("ascii"),
+            "method": method,
             "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
             "raw_path": path,
             "query_string": query,

@@ -121,12 +121,11 @@ async def test_the_date_moves_on() -> None:
 # Receive deadline
 
 
-@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nX: "], ids=["no byte", "a header"])
-async def test_a_head_must_arrive_in_time(first: bytes) -> None:
+async def test_a_head_must_arrive_in_time() -> None:
     """Ten seconds after the connection's opening an unfinished head is answered 408, whatever still trickles in."""
     async with serving(head_seconds=0.3) as service:
-        client = await service.connect(first)
-        trickling = asyncio.create_task(client.trickle(b"a" if first else b""))
+        client = await service.connect(b"GET / HTTP/1.1\r\nX: ")
+        trickling = asyncio.create_task(client.trickle())
         assert_refused(await client.answer(), 408, "timeout")
         assert await client.reader.read() == b""
         await trickling

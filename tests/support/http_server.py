@@ -132,6 +132,7 @@ def assert_refused(answer: tuple[int, bytes, bytes], status: int, error_type: st
     assert got == status
     assert b"content-type: application/problem+json\r\n" in head
     assert b"connection: close\r\n" in head
+    assert re.search(rb"\r\nx-request-id: \S+\r\n", head)
     problem = json.loads(body)
     assert problem.keys() == {"type", "title", "status", "detail", "error_type", "outcome"}
     assert problem["status"] == status
