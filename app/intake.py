@@ -24,7 +24,7 @@ from app.metrics import (
     REQUESTS_SHED,
     SHED_REASONS,
 )
-from app.parsing import ClientGone, Headers, parse_batch, parse_order, read_body
+from app.parsing import ClientGone, Headers, check_query, parse_batch, parse_order, read_body
 from app.problems import send_problem
 from app.schemas import MAX_BATCH_BYTES, MAX_ORDER_BYTES, NewOrder, batch_json, order_json
 from app.service import OrderService
@@ -63,6 +63,7 @@ class OrderIntake:
             try:
                 headers = Headers.of(scope)
                 principal = self._keys.principal(headers.authorization)
+                check_query(scope["query_string"])
                 self._admission.enter()
                 admitted = 1
                 request = parse_order(await read_body(headers, receive, MAX_ORDER_BYTES))
@@ -97,6 +98,7 @@ class OrderIntake:
             try:
                 headers = Headers.of(scope)
                 principal = self._keys.principal(headers.authorization)
+                check_query(scope["query_string"])
                 self._admission.enter()
                 admitted = 1
                 if headers.idempotency_keys:

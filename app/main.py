@@ -104,6 +104,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         version=VERSION,
         description="An instrumented reference e-commerce order service.",
         lifespan=lifespan,
+        openapi_url=None,  # the documentation is served by `ops.py`
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

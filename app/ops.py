@@ -1,26 +1,37 @@
 """Routes for the platform: probes, metrics, documentation. No key is needed, and no dependency is waited for."""
 
+import re
 from importlib import resources
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app.errors import Draining
+from app.parsing import check_request
 from app.problems import problems
 from app.state import state_of
 
-ops = APIRouter(tags=["operations"])
+ops = APIRouter(tags=["operations"], dependencies=[Depends(check_request)])
 
 _ASSETS = "/docs/assets"
 _PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+# What /metrics can be served in, the version that is meant where none is named first.
+_FORMATS = {
+    "application/openmetrics-text": ("1.0.0",),
+    "text/plain": ("0.0.4", "1.0.0"),
+    "text/*": ("0.0.4",),
+    "*/*": ("0.0.4",),
+}
+_ESCAPINGS = frozenset({"allow-utf-8", "underscores", "dots", "values"})
+_WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
 
 
-@ops.get("/livez")
+@ops.get("/livez", responses=problems())
 async def livez() -> dict[str, str]:
     """The process runs. It never asks a dependency: restarting the service heals no database."""
     return {"status": "ok"}
@@ -39,11 +50,36 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ok" if state["breaker"].state == "closed" else "degraded"}
 
 
-@ops.get("/metrics", response_class=Response, responses=_PLAIN)
+@ops.get("/metrics", response_class=Response, responses={**_PLAIN, **problems()})
 async def metrics(request: Request) -> Response:
     """The metrics, in Prometheus's text format or OpenMetrics."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(REGISTRY), headers={"content-type": content_type})
+    encode, content_type = choose_encoder(_format(",".join(request.headers.getlist("accept"))))
+    return Response(encode(REGISTRY), headers={"content-type": content_type, "vary": "Accept"})
+
+
+def _format(accept: str) -> str:
+    """The one entry of *accept* that is wanted most and can be served, as the library reads it; else nothing.
+
+    The library fails on a version that is none, promises any version that it is asked for, and knows no weights.
+    """
+    wanted: list[tuple[float, str]] = []
+    for entry in accept.lower().split(","):
+        media_type, *rest = (part.strip() for part in entry.split(";"))
+        parameters = {
+            name.strip(): value.strip().strip('"')
+            for name, _, value in (part.partition("=") for part in rest)
+        }
+        version = parameters.get("version", _FORMATS.get(media_type, ("",))[0])
+        if version in _FORMATS.get(media_type, ()):
+            escaping = parameters.get("escaping", "")
+            escaped = f";escaping={escaping}" if escaping in _ESCAPINGS else ""
+            wanted.append((_weight(parameters.get("q", "1")), f"{media_type};version={version}{escaped}"))
+    weight, best = max(wanted, key=lambda each: each[0], default=(0.0, ""))
+    return best if weight > 0 else ""
+
+
+def _weight(text: str) -> float:
+    return float(text) if _WEIGHT.fullmatch(text) else 0.0
 
 
 def add_documentation(app: FastAPI) -> None:
@@ -51,7 +87,13 @@ def add_documentation(app: FastAPI) -> None:
     folder = resources.files("fastapi_swagger") / "resources"
     app.mount(_ASSETS, StaticFiles(directory=str(folder)), name="docs-assets")
 
-    @app.get("/docs", include_in_schema=False)
+    check = [Depends(check_request)]
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=check)
+    async def openapi() -> Response:
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", include_in_schema=False, dependencies=check)
     async def docs() -> Response:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -61,6 +103,6 @@ def add_documentation(app: FastAPI) -> None:
             swagger_favicon_url="data:,",
         )
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False, dependencies=check)
     async def root() -> Response:
         return RedirectResponse("/docs")

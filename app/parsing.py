@@ -1,9 +1,12 @@
 """Raw headers and bytes to orders: what a request must be before anything is done for it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, TypeGuard
+from urllib.parse import parse_qsl
 
+from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.types import Message, Receive, Scope
@@ -36,23 +39,26 @@ class Headers(NamedTuple):
 
     authorization: str | None
     content_type: bytes
+    content_encoding: bytes
     content_length: int
     idempotency_keys: list[bytes]
 
     @classmethod
     def of(cls, scope: Scope) -> "Headers":
         """Those of the request in *scope*."""
-        authorization, content_type, content_length, keys = None, b"", 0, []
+        authorization, content_type, content_encoding, content_length, keys = None, b"", b"", 0, []
         for name, value in scope["headers"]:
             if name == b"content-type":
                 content_type = value
+            elif name == b"content-encoding":
+                content_encoding = value
             elif name == b"content-length":
                 content_length = int(value)  # the parser has let digits through, and nothing else
             elif name == b"idempotency-key":
                 keys.append(value)
             elif name == b"authorization":
                 authorization = value.decode("latin-1")
-        return cls(authorization, content_type, content_length, keys)
+        return cls(authorization, content_type, content_encoding, content_length, keys)
 
     def key(self) -> str | None:
         """The idempotency key, if one was sent: as it is, or out of the quotes of an RFC 9651 string."""
@@ -70,9 +76,9 @@ class Headers(NamedTuple):
 
 async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     """The request's body; refused as soon as it is known to be over *limit* bytes, or not to be JSON."""
-    media_type = headers.content_type.partition(b";")[0].strip().lower()
-    if media_type != b"application/json":
-        raise Validation("Content-Type: must be application/json")
+    _check_coding(headers.content_encoding)
+    if headers.content_type != b"application/json":
+        _check_type(headers.content_type)
     if headers.content_length > limit:
         raise TooLarge(f"the body may be {limit} bytes long")
     message: Message = await receive()
@@ -88,7 +94,40 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
         body = b"".join(chunks)
     if len(body) > limit:
         raise TooLarge(f"the body may be {limit} bytes long")
-    return body
+    return body.removeprefix(BOM_UTF8)
+
+
+def check_request(request: Request) -> None:
+    """Refuse what the route that FastAPI found does not know: a coding of the body, a query parameter."""
+    _check_coding(request.headers.get("content-encoding", "").encode("latin-1"))
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    check_query(request.scope["query_string"], known)
+
+
+def check_query(query: bytes, known: Collection[str] = ()) -> None:
+    """Refuse a *query* that names a parameter twice, or another one than those *known*."""
+    if not query:
+        return
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
+    if not set(names) <= set(known):
+        raise Validation(f"the query: has {', '.join(sorted(known)) or 'no parameter'}, and no other")
+    if len(set(names)) < len(names):
+        raise Validation("the query: a parameter may stand once")
+
+
+def _check_coding(coding: bytes) -> None:
+    if coding and coding.strip().lower() != b"identity":
+        raise Validation("Content-Encoding: the body must not be encoded", status=415)
+
+
+def _check_type(content_type: bytes) -> None:
+    media_type, *parameters = (part.strip().lower() for part in content_type.split(b";"))
+    if media_type != b"application/json":
+        raise Validation("Content-Type: must be application/json", status=415)
+    for parameter in parameters:
+        name, _, value = parameter.partition(b"=")
+        if name == b"charset" and value.strip(b'"') not in (b"utf-8", b"utf8"):
+            raise Validation("Content-Type: JSON is UTF-8", status=415)
 
 
 def parse_order(body: bytes) -> NewOrder:

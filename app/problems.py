@@ -11,7 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Send
 
-from app.errors import MethodNotAllowed, NotFound, ServiceError, TooLarge, Unauthorized, Validation
+from app.errors import (
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    TooLarge,
+    Unauthorized,
+    Validation,
+)
 
 _CONTENT_TYPE = (b"content-type", b"application/problem+json")
 
@@ -19,13 +27,17 @@ _CONTENT_TYPE = (b"content-type", b"application/problem+json")
 PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
 _DESCRIPTIONS = {
-    400: "The body is not JSON.",
+    400: "The request is not HTTP/1.1, or its body is not JSON.",
     401: "A valid API key is needed.",
     404: "There is no such resource.",
+    408: "The request did not arrive in time.",
     409: "The order, or its stock, does not allow it.",
     413: "The body is over its limit.",
+    415: "The body has another type or coding than JSON.",
     422: "The request is not of the contract's form, or names what does not exist.",
+    431: "The headers are over their limit.",
     500: "A defect of the service.",
+    501: "The body has a transfer coding other than chunked.",
     503: "The service cannot do this now; Retry-After says when to try again.",
     504: "No answer in time.",
 }
@@ -36,11 +48,15 @@ _HEADERS = {
 }
 
 
+# What any request can be answered, whatever its route.
+_ANY_ROUTES = (400, 408, 415, 422, 431, 500, 501)
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of the refusals a route can give."""
+    """The OpenAPI entries of the refusals a route can give: *statuses*, and those that any route can."""
     return {
         status: {**PROBLEM, "description": _DESCRIPTIONS[status], "headers": _HEADERS.get(status, {})}
-        for status in statuses
+        for status in sorted({*statuses, *_ANY_ROUTES})
     }
 
 
@@ -77,7 +93,11 @@ def problem_response(refusal: ServiceError) -> Response:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer our refusals, the framework's own validation errors and its 404 and 405 as problems."""
+    """Answer our refusals, the framework's own validation errors, its 404 and 405, and defects as problems."""
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, _: Exception) -> Response:  # it is raised again, and logged outside
+        return await refused(request, InternalError(outcome="unknown"))
 
     @app.exception_handler(ServiceError)
     async def refused(request: Request, exc: ServiceError) -> Response:
@@ -110,4 +130,6 @@ def _allowed_methods(app: FastAPI, path: str) -> list[str]:
         matched, _ = route.matches(dict(scope))
         if matched.value:
             found |= getattr(route, "methods", None) or set()
+    if "GET" in found:
+        found.add("HEAD")
     return sorted(found)

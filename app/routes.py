@@ -21,8 +21,9 @@ from app.catalogue import Catalogue
 from app.domain import OrderStatus
 from app.errors import Validation
 from app.intake import OrderIntake
+from app.parsing import check_request
 from app.problems import problems
-from app.schemas import Identifier, KeyHeader, order_document, order_json
+from app.schemas import CustomerId, Identifier, KeyHeader, order_document, order_json
 from app.service import OrderService
 from app.short_way import ShortRoute, answered_by
 from app.state import state_of
@@ -62,7 +63,10 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 
 short = APIRouter(route_class=ShortRoute, tags=["orders"])
-api = APIRouter(dependencies=[Depends(admitted)])
+# In this order: who asks, for what, and whether there is room.
+api = APIRouter(
+    dependencies=[Depends(get_principal), Depends(check_request), Depends(admitted, scope="function")]
+)
 
 
 @short.post(
@@ -81,7 +85,7 @@ api = APIRouter(dependencies=[Depends(admitted)])
                 },
             },
         },
-        **problems(400, 401, 409, 413, 422, 500, 503, 504),
+        **problems(401, 409, 413, 503, 504),
     },
 )
 @answered_by(OrderIntake.create_order)
@@ -106,7 +110,7 @@ def create_order(
     "/orders/batch",
     response_model=schemas.BatchResult,
     dependencies=[Security(_bearer)],
-    responses=problems(400, 401, 413, 422, 500, 503),
+    responses=problems(401, 413, 503),
 )
 @answered_by(OrderIntake.create_batch)
 def create_batch(batch: schemas.NewBatch) -> None:
@@ -117,20 +121,18 @@ def create_batch(batch: schemas.NewBatch) -> None:
     "/orders/{order_id:uuid}",  # or it would answer for /orders/batch, too
     tags=["orders"],
     response_model=schemas.Order,
-    responses=problems(401, 404, 422, 500, 503, 504),
+    responses=problems(401, 404, 503, 504),
 )
 async def get_order(order_id: uuid.UUID, principal: Principal, orders: Orders) -> Response:
     """Read one of your orders."""
     return _json(order_json(await orders.order(principal, str(order_id))))
 
 
-@api.get(
-    "/orders", tags=["orders"], response_model=schemas.OrderPage, responses=problems(401, 422, 500, 503, 504)
-)
+@api.get("/orders", tags=["orders"], response_model=schemas.OrderPage, responses=problems(401, 503, 504))
 async def list_orders(
     principal: Principal,
     orders: Orders,
-    customer_id: Annotated[Identifier | None, Query()] = None,
+    customer_id: Annotated[CustomerId | None, Query()] = None,
     status: OrderStatus | None = None,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -146,7 +148,7 @@ async def list_orders(
     "/orders/{order_id:uuid}/cancel",
     tags=["orders"],
     response_model=schemas.Order,
-    responses=problems(401, 404, 409, 422, 500, 503, 504),
+    responses=problems(401, 404, 409, 503, 504),
 )
 async def cancel_order(order_id: uuid.UUID, principal: Principal, orders: Orders) -> Response:
     """Cancel one of your orders and give its stock back; repeating it changes nothing."""
@@ -157,7 +159,7 @@ async def cancel_order(order_id: uuid.UUID, principal: Principal, orders: Orders
     "/products/{product_id:segment}",  # of targets.py: any id has a URL
     tags=["products"],
     response_model=schemas.Product,
-    responses=problems(401, 404, 422, 500, 503, 504),
+    responses=problems(401, 404, 503, 504),
 )
 async def get_product(
     product_id: Annotated[Identifier, Path()], _principal: Principal, products: Products
@@ -171,7 +173,7 @@ async def get_product(
     "/products",
     tags=["products"],
     response_model=schemas.ProductPage,
-    responses=problems(401, 422, 500, 503, 504),
+    responses=problems(401, 503, 504),
 )
 async def list_products(
     _principal: Principal, products: Products, limit: Limit = 50, cursor: Cursor = None

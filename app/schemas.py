@@ -4,11 +4,24 @@ The models document the API exactly. Answers on the order path are rendered by `
 fields in the same order; a contract test holds the two together.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from app.domain import Order as DomainOrder
 from app.domain import OrderStatus, PlacedOrder
@@ -18,6 +31,7 @@ MAX_ORDER_BYTES = 64 * 1024
 MAX_BATCH_BYTES = 1024 * 1024
 MAX_BATCH_ORDERS = 100
 MAX_KEY_LENGTH = 255
+MAX_QUANTITY = 1000
 
 _NO_NUL = r"^[^\x00]*$"  # PostgreSQL's text cannot hold one
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
@@ -34,6 +48,57 @@ KEY_HEADER_PATTERN = (
 )
 KeyHeader = Annotated[str, StringConstraints(pattern=KEY_HEADER_PATTERN)]
 
+# One character at least that is no blank; what else cannot be seen, only Unicode's tables can say.
+_NOT_BLANK = r"^[^\x00]*[^\x00-\x20\x7f-\xa0\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff][^\x00]*$"
+# Of a category that can be seen, and yet drawn as nothing.
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
+
+
+def _check_seen(text: str) -> str:
+    if not "!" <= text[0] <= "~" and all(
+        unicodedata.category(character) in _UNSEEN
+        or character in _FILLERS
+        or "VARIATION SELECTOR" in unicodedata.name(character, "")
+        for character in text
+    ):
+        raise ValueError("no character of it can be seen")
+    return text
+
+
+CustomerId = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL),
+    AfterValidator(_check_seen),
+    Field(json_schema_extra={"pattern": _NOT_BLANK}),
+]
+
+
+class _Quantity:
+    """An integer as JSON Schema means it: `2.0` is 2.
+
+    Of pydantic's own integers the strict one refuses it, and the other takes `"2"` and `true`, too.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: type[int], _handler: GetCoreSchemaHandler) -> CoreSchema:
+        whole = core_schema.float_schema(strict=True, ge=1, le=MAX_QUANTITY, multiple_of=1)
+        return core_schema.union_schema(
+            [
+                core_schema.int_schema(strict=True, ge=1, le=MAX_QUANTITY),
+                core_schema.no_info_after_validator_function(int, whole),
+            ],
+            mode="left_to_right",
+            custom_error_type="quantity",
+            custom_error_message=f"Input should be an integer from 1 to {MAX_QUANTITY}",
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "integer", "minimum": 1, "maximum": MAX_QUANTITY}
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -43,7 +108,7 @@ class OrderItem(_Request):
     """A product and how many of it."""
 
     product_id: Identifier = Field(examples=["SKU-0001"])
-    quantity: Annotated[int, Field(ge=1, le=1000)] = Field(examples=[2])
+    quantity: Annotated[int, _Quantity] = Field(examples=[2])
 
 
 class NewOrder(_Request):
@@ -55,7 +120,7 @@ class NewOrder(_Request):
         }
     )
 
-    customer_id: Identifier
+    customer_id: CustomerId
     items: Annotated[list[OrderItem], Field(min_length=1, max_length=50)]
 
     @model_validator(mode="after")

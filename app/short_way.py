@@ -89,4 +89,12 @@ class Application(FastAPI):
                 scope["route"] = route
                 await route.handle(scope, receive, send)
                 return
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            # As GET; the server leaves the body out. A copy: the server, and the access line, go by what was asked.
+            asked = {**scope, "method": "GET"}
+            try:
+                await super().__call__(asked, receive, send)
+            finally:
+                scope["route"] = asked.get("route")
+            return
         await super().__call__(scope, receive, send)

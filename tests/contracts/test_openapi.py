@@ -25,17 +25,18 @@ from app.settings import Settings
 from app.timestamp import timestamp
 
 # Section 3.3 of the contract: every documented route, and the statuses that it may answer.
+ANY = {400, 408, 415, 422, 431, 500, 501}
 ROUTES = {
-    "POST /orders": {201, 400, 401, 409, 413, 422, 500, 503, 504},
-    "POST /orders/batch": {200, 400, 401, 413, 422, 500, 503},
-    "GET /orders/{order_id}": {200, 401, 404, 422, 500, 503, 504},
-    "GET /orders": {200, 401, 422, 500, 503, 504},
-    "POST /orders/{order_id}/cancel": {200, 401, 404, 409, 422, 500, 503, 504},
-    "GET /products/{product_id}": {200, 401, 404, 422, 500, 503, 504},
-    "GET /products": {200, 401, 422, 500, 503, 504},
-    "GET /livez": {200},
-    "GET /readyz": {200, 503},
-    "GET /metrics": {200},
+    "POST /orders": {201, 401, 409, 413, 503, 504} | ANY,
+    "POST /orders/batch": {200, 401, 413, 503} | ANY,
+    "GET /orders/{order_id}": {200, 401, 404, 503, 504} | ANY,
+    "GET /orders": {200, 401, 503, 504} | ANY,
+    "POST /orders/{order_id}/cancel": {200, 401, 404, 409, 503, 504} | ANY,
+    "GET /products/{product_id}": {200, 401, 404, 503, 504} | ANY,
+    "GET /products": {200, 401, 503, 504} | ANY,
+    "GET /livez": {200} | ANY,
+    "GET /readyz": {200, 503} | ANY,
+    "GET /metrics": {200} | ANY,
 }
 
 
@@ -57,10 +58,10 @@ def test_the_documented_routes_are_the_contracts(document: dict[str, Any]) -> No
         for method, operation in operations.items()
     }
     assert documented == ROUTES
-    for path, operations in document["paths"].items():
+    for operations in document["paths"].values():
         for operation in operations.values():
             for status, response in operation["responses"].items():
-                if path.startswith(("/orders", "/products")) and int(status) >= 400:
+                if int(status) >= 400:
                     assert set(response["content"]) == {"application/problem+json"}
                     assert ("Retry-After" in response["headers"]) == (status == "503")
     assert not {"HTTPValidationError", "ValidationError"} & set(document["components"]["schemas"])
@@ -69,7 +70,7 @@ def test_the_documented_routes_are_the_contracts(document: dict[str, Any]) -> No
 def test_every_route_is_documented(app: FastAPI, document: dict[str, Any]) -> None:
     """What is not in /openapi.json is the documentation itself."""
     served = {route.path_format for route in app.routes if isinstance(route, APIRoute)}
-    assert served - set(document["paths"]) == {"/", "/docs"}
+    assert served - set(document["paths"]) == {"/", "/docs", "/openapi.json"}
 
 
 def test_every_example_is_valid(document: dict[str, Any]) -> None:
@@ -128,7 +129,25 @@ _json = st.recursive(
     ),
     max_leaves=5,
 )
-_anything = _json | st.sampled_from(["", "c" * 64, "c" * 65, "k" * 255, "k" * 256, "c\x00", 0, 1000, 1001])
+_anything = _json | st.sampled_from(
+    [
+        "",
+        "c" * 64,
+        "c" * 65,
+        "k" * 255,
+        "k" * 256,
+        "c\x00",
+        " ",
+        " \t\u3000",
+        " c",
+        0,
+        1000,
+        1001,
+        2.0,
+        1e3,
+        2.5,
+    ]
+)
 _line = st.fixed_dictionaries(
     {"product_id": st.sampled_from(["SKU-0001", "SKU-0002", "SKU-0003"]), "quantity": st.integers(1, 1000)}
 )
@@ -188,10 +207,7 @@ def test_both_routes_and_the_models_agree(order: object) -> None:
 
 @given(_order)
 def test_the_documented_schema_agrees_with_the_model(order: object) -> None:
-    """What the service accepts the schema accepts; and the other way round, but for what no schema can say.
-
-    That is: a product on two lines; and a float without a fraction, which is an integer to JSON Schema.
-    """
+    """What the service accepts the schema accepts; and the other way round, but for a product on two lines."""
     try:
         text = orjson.dumps(order)
     except TypeError:
@@ -203,10 +219,7 @@ def test_the_documented_schema_agrees_with_the_model(order: object) -> None:
     elif valid:
         assert isinstance(order, dict)
         products = [line["product_id"] for line in order["items"]]
-        quantities = [line["quantity"] for line in order["items"]]
-        assert len(set(products)) < len(products) or any(
-            isinstance(quantity, float) for quantity in quantities
-        )
+        assert len(set(products)) < len(products)
 
 
 _VALIDATOR = jsonschema_rs.validator_for(NewOrder.model_json_schema())

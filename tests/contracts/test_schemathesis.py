@@ -25,7 +25,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
 [[operations]]
 # A malformed order of a batch is refused alone, within a 200.
 include-name = "POST /orders/batch"
-checks.negative_data_rejection.expected-statuses = [200, 400, 401, 413, 422]
+checks.negative_data_rejection.expected-statuses = [200, 400, 401, 413, 415, 422]
 """
 
 

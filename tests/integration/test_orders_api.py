@@ -88,7 +88,6 @@ REFUSED: dict[str, object] = {
     "quantity 1001": _line(quantity=1001),
     "quantity of 30 digits": _line(quantity=10**30),
     "quantity a fraction": _line(quantity=1.5),
-    "quantity a float": _line(quantity=1.0),
     "quantity a string": _line(quantity="1"),
     "quantity true": _line(quantity=True),
     "quantity null": _line(quantity=None),
@@ -132,7 +131,7 @@ def test_a_body_that_is_not_json_is_400(shop: Shop, body: bytes) -> None:
 def test_another_content_type_is_refused(shop: Shop, route: str, media_type: str) -> None:
     """A body that does not call itself JSON is not read."""
     answer = shop.http.post(route, content=b"{}", headers={"Content-Type": media_type})
-    check_refusal(answer, 422, "validation")
+    check_refusal(answer, 415, "validation")
 
 
 @pytest.mark.parametrize(("route", "limit"), [("/orders", 64 * 1024), ("/orders/batch", 1024 * 1024)])
@@ -195,7 +194,7 @@ def test_two_keys_are_refused(shop: Shop) -> None:
     """An order has one key."""
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     answer = shop.http.post("/orders", json=new_order(("SKU-0001", 1)), headers=headers)
-    check_refusal(answer, 422, "validation")
+    check_refusal(answer, 400, "validation")
 
 
 def test_a_repeat_is_the_first_answer_again(shop: Shop) -> None:
@@ -467,19 +466,19 @@ def test_a_declined_order_cannot_be_cancelled(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/orders", {"GET", "POST"}),
+        ("DELETE", "/orders", {"GET", "HEAD", "POST"}),
         ("GET", "/orders/batch", {"POST"}),
-        ("POST", f"/orders/{uuid.UUID(int=1)}", {"GET"}),
+        ("POST", f"/orders/{uuid.UUID(int=1)}", {"GET", "HEAD"}),
         ("GET", f"/orders/{uuid.UUID(int=1)}/cancel", {"POST"}),
-        ("POST", "/products", {"GET"}),
-        ("PATCH", "/products/SKU-0001", {"GET"}),
-        ("POST", "/livez", {"GET"}),
-        ("POST", "/readyz", {"GET"}),
-        ("POST", "/metrics", {"GET"}),
+        ("POST", "/products", {"GET", "HEAD"}),
+        ("PATCH", "/products/SKU-0001", {"GET", "HEAD"}),
+        ("POST", "/livez", {"GET", "HEAD"}),
+        ("POST", "/readyz", {"GET", "HEAD"}),
+        ("POST", "/metrics", {"GET", "HEAD"}),
         ("POST", "/openapi.json", {"GET", "HEAD"}),
-        ("POST", "/docs", {"GET"}),
+        ("POST", "/docs", {"GET", "HEAD"}),
         ("POST", "/docs/assets/swagger-ui.css", {"GET", "HEAD"}),
-        ("TRACE", "/", {"GET"}),
+        ("TRACE", "/", {"GET", "HEAD"}),
     ],
 )
 def test_another_method_is_405_and_says_which_are_allowed(
