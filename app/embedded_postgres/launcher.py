@@ -220,14 +220,14 @@ class EmbeddedPostgres:
             os.close(log)
 
     def _wait_until_ready(self, log_start: int) -> None:
-        """Wait for the line `ready` in postmaster.pid, as pg_ctl does: it needs no connection."""
+        """Wait for `ready`, or a standby's `standby`, in postmaster.pid, as pg_ctl does: it needs no connection."""
         process = self._process
         assert process is not None  # noqa: S101 -- just spawned
         deadline = time.monotonic() + _START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(FileNotFoundError):
                 lines = (self._files.data / "postmaster.pid").read_text().splitlines()
-                if lines[:1] == [str(process.pid)] and lines[-1].strip() == "ready":
+                if lines[:1] == [str(process.pid)] and lines[-1].strip() in {"ready", "standby"}:
                     return
             time.sleep(0.01)
         if process.returncode is None:

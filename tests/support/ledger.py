@@ -51,6 +51,10 @@ class Ledger:
         self._known = {order.id for order in orders}
         self._pieces = Counter(self.stock()) + _sold(orders)
 
+    def moved_to(self, dsn: str) -> None:
+        """Look from now on at the server that took the place of the first one."""
+        self._dsn = dsn
+
     def stock(self) -> dict[str, int]:
         """The stock now, by product."""
         return dict(self._query("SELECT id, stock FROM products"))

@@ -72,6 +72,10 @@ class Relay:
         password = quote(self._options.get("password", ""))
         return f"postgresql://{self._options['user']}:{password}@127.0.0.1:{port}/{self._options['dbname']}"
 
+    def switch(self, dsn: str) -> None:
+        """Lead new connections to the server of *dsn*, as a moved address does; those there are stay where they are."""
+        self._options = parse_dsn(dsn)
+
     def hold_answer(self, text: bytes, *, times: int = 1) -> Interception:
         """Hold back, for good, the server's answer to each of the next *times* statements that contain *text*."""
         return self._intercept(Interception(text, "hold", times))
