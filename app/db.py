@@ -105,7 +105,7 @@ class Database:
             dsn: a URI or libpq's keyword form.
             pool_timeout_seconds: aiopg's own bound, an outer one: the next three bound a request.
             acquire_timeout_seconds: the most `run` waits for a connection in use by others.
-            connect_timeout_seconds: the most opening a connection takes.
+            connect_timeout_seconds: the most opening a connection takes, all hosts and addresses together.
             statement_timeout_seconds: the most `run` waits for an answer.
 
         Raises:
@@ -122,6 +122,7 @@ class Database:
                 on_connect=_count_opened,
                 acquire_timeout_seconds=acquire_timeout_seconds,
                 connect_timeout_seconds=connect_timeout_seconds,
+                on_connect_failed=metrics.DB_CONNECTIONS.labels("failed").inc,
             )
         except _DRIVER_ERRORS as exc:
             _raise_connect_failure(exc, dsn)
@@ -140,16 +141,19 @@ class Database:
             sql: one or several statements, together one transaction in which each sees what those before it
                 did. No BEGIN, no COMMIT.
             params: values for `%(name)s`; with params a literal `%` is written `%%`.
-            timeout_seconds: bounds the execution further than the statement timeout does. The server's own
-                timeouts, a bit below, bound each statement; this one bounds the whole string.
+            timeout_seconds: bounds the execution further than the statement timeout does, and before it the wait
+                for a connection. The server's own timeouts, a bit below, bound each statement; this one bounds
+                the whole string.
 
         Returns:
             The rows of the last statement, [] if it has none.
 
         Raises:
             Overloaded: no connection came free in time; nothing was sent.
-            ConnectionLost: `not_executed` if none could be opened, `unknown` if it broke after sending.
-            DeadlineExceeded: `not_executed` if the server gave up, `unknown` if it did not answer in time.
+            ConnectionLost: `not_executed` if none is open and none could be opened, or if the server is
+                read-only; `unknown` if it broke after sending. No connection opened before is used again.
+            DeadlineExceeded: `not_executed` if the server gave up, `unknown` if it did not answer in time;
+                then, too, no connection opened before is used again.
             TransactionConflict: serialization failure, deadlock or lock timeout; rolled back.
             StatementRejected: the values broke a constraint or a type, and were rolled back; or the driver cannot
                 write them, and nothing was sent.
@@ -157,13 +161,17 @@ class Database:
             InternalError: the statement is wrong.
             asyncio.CancelledError: the caller was cancelled; the connection is closed, the outcome unknown.
         """
-        conn = await self._acquire()
+        conn = await self._acquire(timeout_seconds)
         try:
             if timeout_seconds is None or timeout_seconds >= self._timeout_seconds:
                 cursor = await _execute(conn, self._limits + sql, params, self._timeout_seconds)
             else:
                 cursor = await _execute(conn, _server_limits(timeout_seconds) + sql, params, timeout_seconds)
             return _rows(cursor)
+        except ServiceError:
+            if conn.closed:  # its server is gone, silent or read-only: so it is for those opened before
+                self._pool.condemn(conn)
+            raise
         finally:
             self._pool.release(conn)
 
@@ -225,14 +233,14 @@ class Database:
         """The most connections there can be."""
         return self._pool.maxsize or 0
 
-    async def _acquire(self) -> aiopg_fixes.SafeConnection:
+    async def _acquire(self, timeout_seconds: float | None = None) -> aiopg_fixes.SafeConnection:
         started = self._loop.time()
         try:
-            conn = await self._pool.acquire()
+            async with asyncio.timeout(timeout_seconds):
+                conn = await self._pool.acquire()
         except TimeoutError as exc:
             raise Overloaded(reason="pool") from exc
         except _DRIVER_ERRORS as exc:
-            metrics.DB_CONNECTIONS.labels("failed").inc()
             raise ConnectionLost from exc
         finally:
             metrics.DB_POOL_WAIT_SECONDS.observe(self._loop.time() - started)

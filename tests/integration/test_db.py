@@ -178,7 +178,7 @@ async def test_lock_timeout(database: Database, observer: Database) -> None:
 
 
 async def test_client_timeout(database: Database) -> None:
-    """A server that does not answer in time leaves the outcome unknown and costs its connection only."""
+    """A server that does not answer in time leaves the outcome unknown; its connection is not used again."""
     pid = await backend_pid(database)
     with pytest.raises(DeadlineExceeded) as refusal:
         await database.run(WITHOUT_SERVER_TIMEOUT + NEVER_ENDS, timeout_seconds=0.2)
@@ -293,7 +293,7 @@ async def test_meaning_of_an_answered_error(
 
 
 async def test_demoted_primary_is_left(database: Database) -> None:
-    """A connection to a read-only server is dropped, so that the retry may find the new primary."""
+    """Connections to a read-only server are dropped, so that the retry may find the new primary."""
     pid = await backend_pid(database)
     with pytest.raises(ConnectionLost) as refusal:
         await database.run("SET LOCAL transaction_read_only = on; INSERT INTO things VALUES (1, 1)")
