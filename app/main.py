@@ -4,8 +4,9 @@ import asyncio
 import platform
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,6 +23,7 @@ from app.intake import OrderIntake
 from app.metrics import BUILD_INFO, EVENT_LOOP_LAG_SECONDS, ORDER_BATCH_QUEUE_DEPTH
 from app.ops import add_documentation, ops
 from app.problems import add_problem_handlers
+from app.repository import prove_writes
 from app.resilience import CircuitBreaker, Guard, RetryBudget
 from app.routes import api, short
 from app.service import OrderService
@@ -56,33 +58,40 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         async with AsyncExitStack() as stack:
             dsn = await database_url(settings, stack)
             db = await _open_database(settings, dsn, stack)
-            breaker = CircuitBreaker(
-                "postgres",
-                fail_max=settings.breaker_fail_max,
-                reset_seconds=settings.breaker_reset_seconds,
-                is_failure=is_database_failure,
+            writes, reads = (
+                CircuitBreaker(
+                    name,
+                    fail_max=settings.breaker_fail_max,
+                    reset_seconds=settings.breaker_reset_seconds,
+                    is_failure=is_database_failure,
+                )
+                for name in ("postgres", "postgres_reads")
             )
-            guard = Guard(
-                breaker, RetryBudget(settings.retry_budget_ratio), max_attempts=settings.retry_max_attempts
+            budget = RetryBudget(settings.retry_budget_ratio)
+            guard_of_writes, guard_of_reads = (
+                Guard(breaker, budget, max_attempts=settings.retry_max_attempts)
+                for breaker in (writes, reads)
             )
             catalogue = Catalogue(
                 db,
-                guard,
+                guard_of_reads,
                 cache_ttl_seconds=settings.cache_ttl_seconds,
                 cache_max_size=max(10_000, settings.catalog_size),
                 request_deadline_seconds=settings.request_deadline_seconds,
             )
             orders = OrderService(
                 db,
-                guard,
                 catalogue,
+                writes=guard_of_writes,
+                reads=guard_of_reads,
                 batch_max_size=settings.batch_max_size,
                 batch_max_wait_seconds=settings.batch_max_wait_seconds,
                 request_deadline_seconds=settings.request_deadline_seconds,
             )
             stack.push_async_callback(orders.drain)
             ORDER_BATCH_QUEUE_DEPTH.set_function(lambda: orders.queue_depth)
-            await _run_in_background(stack, _heal(breaker, db))
+            for breaker, proof in (writes, partial(prove_writes, db)), (reads, db.ping):
+                await _run_in_background(stack, _heal(breaker, proof))
             await _run_in_background(stack, _watch_event_loop())
             admission = Admission(settings.max_in_flight)
             keys = KeyRing(settings.principals_by_key_hash)
@@ -95,7 +104,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
                 intake=intake,
                 keys=keys,
                 admission=admission,
-                breaker=breaker,
+                breakers=(writes, reads),
                 lifecycle=lifecycle,
             )
 
@@ -180,17 +189,22 @@ async def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, No
     stack.push_async_callback(stop)
 
 
-async def _heal(breaker: CircuitBreaker, db: Database) -> None:
-    """While the breaker is open, be its trial call: no customer's order has to be."""
+async def _heal(breaker: CircuitBreaker, proof: Callable[[], Awaitable[None]]) -> None:
+    """While the breaker is open, be its trial call: no customer's order has to be.
+
+    Args:
+        breaker: opened by a kind of work.
+        proof: fails for whatever fails that kind.
+    """
     while True:
         await asyncio.sleep(_HEAL_SECONDS)
         if breaker.state == "closed":
             continue
         try:
-            await breaker.call(db.ping)
+            await breaker.call(proof)
         except ServiceError:
             continue
-        _log.info("database_is_back")
+        _log.info("database_is_back", breaker=breaker.name)
 
 
 async def _watch_event_loop() -> None:

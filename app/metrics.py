@@ -136,6 +136,7 @@ CACHE_RESULTS = ("hit", "miss", "stale", "coalesced")
 
 # --- resilience ----------------------------------------------------------------------------------------------
 # Read by: CircuitBreakerOpen; dashboard "Resilience and saturation".
+# breaker: "postgres" for what writes, "postgres_reads" for what only reads.
 BREAKER_STATE = Gauge("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["breaker"])
 BREAKER_TRANSITIONS = Counter(
     "circuit_breaker_transitions_total", "State changes, by the state entered.", ["breaker", "to"]

@@ -41,13 +41,14 @@ async def livez() -> dict[str, str]:
 async def readyz(request: Request) -> dict[str, str]:
     """Whether to send requests here: 503 only while the service ends.
 
-    A database that is away makes it `degraded`, not unready: all replicas share the database, and without any of
-    them nobody would even get a `Retry-After`.
+    A database that is away, or cannot be written to, makes it `degraded`, not unready: all replicas share the
+    database, and without any of them nobody would even get a `Retry-After`.
     """
     state = state_of(request)
     if state["lifecycle"].draining:
         raise Draining
-    return {"status": "ok" if state["breaker"].state == "closed" else "degraded"}
+    closed = all(breaker.state == "closed" for breaker in state["breakers"])
+    return {"status": "ok" if closed else "degraded"}
 
 
 @ops.get("/metrics", response_class=Response, responses={**_PLAIN, **problems()})

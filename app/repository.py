@@ -8,6 +8,7 @@ import orjson
 from app.db import Database
 from app.domain import IncomingOrder, Order, PlacedOrder, Product, statuses_that_may_become
 from app.errors import (
+    DatabaseError,
     IdempotencyMismatch,
     InternalError,
     LockTimeout,
@@ -26,6 +27,22 @@ STORE_ORDERS = """
 CANCEL_ORDER = """
     SELECT id, customer_id, status, currency, total_cents, lines, created_at
       FROM cancel_order_v1(%(principal)s, %(id)s, %(cancellable)s)
+"""
+
+# A commit that leaves nothing behind, and fails for whatever fails a batch:
+# - a read-only server refuses the UPDATE (25006), which needs no more than the service's own rights;
+# - a full disk has no room for the 1.4 MB that do not fit in work_mem (53100);
+# - the message makes the commit write WAL, flush it, and wait for the standbys it has to wait for. A commit whose
+#   standby is away cannot be ended from here, neither by a timeout nor by closing its connection: while one of
+#   ours hangs so, there is no second one.
+PROVE_WRITES = """
+    SET LOCAL work_mem = '64kB';
+    SELECT count(*) FROM generate_series(1, 100000);
+    UPDATE orders SET status = status WHERE false;
+    SELECT pg_logical_emit_message(true, 'order-service', '')
+     WHERE NOT EXISTS (SELECT FROM pg_stat_activity
+                        WHERE usename = current_user AND wait_event = 'SyncRep'
+                          AND clock_timestamp() - query_start > current_setting('statement_timeout')::interval)
 """
 
 SELECT_ORDER = """
@@ -130,6 +147,12 @@ async def store_orders(
         elif verdict in _REFUSALS:
             results[n - 1] = _REFUSALS[verdict](product_ids=lines)
     return results
+
+
+async def prove_writes(db: Database) -> None:
+    """Prove that orders can be stored; raises what keeps them from it."""
+    if not await db.run(PROVE_WRITES):
+        raise DatabaseError("commits wait for a standby that is away")
 
 
 def _priced(incoming: IncomingOrder) -> Order:

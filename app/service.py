@@ -43,16 +43,21 @@ class OrderService:
     def __init__(
         self,
         db: Database,
-        guard: Guard,
         catalogue: Catalogue,
         *,
+        writes: Guard,
+        reads: Guard,
         batch_max_size: int,
         batch_max_wait_seconds: float,
         request_deadline_seconds: float,
     ) -> None:
-        """Build the order path over *db*; nothing is opened here, and `drain` is all there is to close."""
+        """Build the order path over *db*; nothing is opened here, and `drain` is all there is to close.
+
+        Reads have a guard of their own, and so go on where only writes fail.
+        """
         self._db = db
-        self._guard = guard
+        self._writes = writes
+        self._reads = reads
         self._catalogue = catalogue
         self._deadline_seconds = request_deadline_seconds
         self._ids = OrderIds()
@@ -114,7 +119,7 @@ class OrderService:
 
     async def _price(self, incoming: IncomingOrder) -> Priced:
         """Price the order."""
-        self._guard.require_closed()
+        self._writes.require_closed()
         return await self._catalogue.price(incoming.items, deadline=incoming.deadline)
 
     def _identify(self, incoming: IncomingOrder, priced: Priced) -> None:
@@ -187,7 +192,7 @@ class OrderService:
         if not deadlines:
             return settlement.in_order()
         try:
-            await self._guard.run(
+            await self._writes.run(
                 "store_orders",
                 lambda remaining: self._settle(settlement, remaining, one_by_one=one_by_one),
                 # The others are answered at their own deadlines, whatever the batch is doing then.
@@ -260,7 +265,7 @@ class OrderService:
         Raises:
             NotFound: it does not exist, or is another principal's.
         """
-        order = await self._guard.read(
+        order = await self._reads.read(
             "get_order",
             lambda: repository.select_order(self._db, principal, order_id),
             deadline=time.monotonic() + self._deadline_seconds,
@@ -279,7 +284,7 @@ class OrderService:
         limit: int,
     ) -> list[Order]:
         """*principal*'s orders, newest first, older than the order id *before*."""
-        return await self._guard.read(
+        return await self._reads.read(
             "list_orders",
             lambda: repository.select_orders(
                 self._db, principal, customer_id=customer_id, status=status, before=before, limit=limit
@@ -294,8 +299,8 @@ class OrderService:
             NotFound: there is no such order.
             InvalidState: its status does not lead to `cancelled`.
         """
-        self._guard.require_closed()
-        order = await self._guard.run(
+        self._writes.require_closed()
+        order = await self._writes.run(
             "cancel_order",
             lambda remaining: repository.cancel_order(
                 self._db, principal, order_id, timeout_seconds=remaining

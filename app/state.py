@@ -32,7 +32,7 @@ class State(TypedDict):
     intake: OrderIntake
     keys: KeyRing
     admission: Admission
-    breaker: CircuitBreaker
+    breakers: tuple[CircuitBreaker, ...]
     lifecycle: Lifecycle
 
 

@@ -305,7 +305,8 @@ RESILIENCE = Dashboard(
             [
                 Panel(
                     "Circuit breaker",
-                    "0 closed, 1 half-open, 2 open: while it is not closed orders are refused at once.",
+                    "0 closed, 1 half-open, 2 open: while postgres is not closed orders are refused at once, "
+                    "while postgres_reads is not, reads.",
                     "short",
                     [("{{instance}} {{breaker}}", "circuit_breaker_state")],
                 ),

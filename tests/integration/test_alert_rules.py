@@ -210,6 +210,7 @@ CASES = [
             'circuit_breaker_state{job="order-service",instance="a",breaker="postgres"}': "0x60",
             'circuit_breaker_state{job="order-service",instance="b",breaker="postgres"}': "0 2 1 2 1 2 1 2 1 2",
             'circuit_breaker_state{job="order-service",instance="c",breaker="postgres"}': "2 2 0 2 2 0 2 2 0",
+            'circuit_breaker_state{job="order-service",instance="d",breaker="postgres_reads"}': "0 2 1 2 1 2 1 2 1 2",
         },
         {
             "15s": (),
@@ -218,6 +219,11 @@ CASES = [
                     {**SERVICE, "instance": "b", "breaker": "postgres"},
                     "critical",
                     "the breaker postgres of b is not closed (state 1): orders are refused",
+                ),
+                Firing(
+                    {**SERVICE, "instance": "d", "breaker": "postgres_reads"},
+                    "critical",
+                    "the breaker postgres_reads of d is not closed (state 1): reads are refused",
                 ),
             ),
         },

@@ -102,7 +102,13 @@ def _service(db: Database) -> OrderService:
     guard = Guard(breaker, RetryBudget(), max_attempts=3)
     catalogue = Catalogue(db, guard, cache_ttl_seconds=300, cache_max_size=10, request_deadline_seconds=5)
     return OrderService(
-        db, guard, catalogue, batch_max_size=100, batch_max_wait_seconds=0.5, request_deadline_seconds=5
+        db,
+        catalogue,
+        writes=guard,
+        reads=guard,
+        batch_max_size=100,
+        batch_max_wait_seconds=0.5,
+        request_deadline_seconds=5,
     )
 
 
@@ -159,7 +165,11 @@ async def test_an_order_that_cannot_be_written_fails_alone(
     assert await db.run("SELECT stock FROM products WHERE id = 'SKU-0001'") == [(997,)]
 
 
-@pytest.mark.parametrize("value", [object(), "NUL \x00", "lone \ud800 surrogate", {"a": 1}], ids=["object", "NUL", "surrogate", "dict"])
+@pytest.mark.parametrize(
+    "value",
+    [object(), "NUL \x00", "lone \ud800 surrogate", {"a": 1}],
+    ids=["object", "NUL", "surrogate", "dict"],
+)
 async def test_a_value_the_driver_cannot_write_was_not_sent(db: Database, value: object) -> None:
     """Whatever the driver raises it is a refused value: nothing was sent, and the connection serves on."""
     pid = await db.run("SELECT pg_backend_pid()")

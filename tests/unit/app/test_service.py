@@ -46,8 +46,9 @@ def service(db: ScriptedDatabase) -> OrderService:
     )
     return OrderService(
         database,
-        guard,
         catalogue,
+        writes=guard,
+        reads=guard,
         batch_max_size=100,
         batch_max_wait_seconds=0.5,
         request_deadline_seconds=5,
@@ -86,12 +87,12 @@ async def test_a_batch_of_late_orders_reaches_neither_the_database_nor_the_break
     orders = service(db)
     for _ in range(2):
         with pytest.raises(ConnectionLost):
-            await orders._guard.breaker.call(_fail)
+            await orders._writes.breaker.call(_fail)
     await orders._store([incoming("late", seconds_left=-1)], one_by_one=False)
     assert db.batches == []
     with pytest.raises(ConnectionLost):
-        await orders._guard.breaker.call(_fail)
-    assert orders._guard.breaker.state == "open"  # the third failure in a row: nothing came between
+        await orders._writes.breaker.call(_fail)
+    assert orders._writes.breaker.state == "open"  # the third failure in a row: nothing came between
 
 
 async def test_a_retry_sends_the_same_ids() -> None:
@@ -120,7 +121,7 @@ async def test_faults_an_order_that_runs_out_of_time_does_not_end_its_batch() ->
     assert db.batches == [["late", "in-time"]]
     assert db.time_limits[0] > 4
     assert time.monotonic() - started >= 0.6
-    assert orders._guard.breaker._pybreaker.fail_counter == 0
+    assert orders._writes.breaker._pybreaker.fail_counter == 0
 
 
 async def test_faults_an_order_whose_time_ends_in_the_queue_is_not_executed() -> None:
