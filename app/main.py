@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from app import migrations
 from app.admission import Admission
 from app.auth import KeyRing
+from app.background import keep_running
 from app.catalogue import Catalogue
 from app.db import Database, is_database_failure, wait_for_database
 from app.embedded_postgres import EmbeddedPostgres
@@ -91,8 +92,10 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
             stack.push_async_callback(orders.drain)
             ORDER_BATCH_QUEUE_DEPTH.set_function(lambda: orders.queue_depth)
             for breaker, proof in (writes, partial(prove_writes, db)), (reads, db.ping):
-                await _run_in_background(stack, _heal(breaker, proof))
-            await _run_in_background(stack, _watch_event_loop())
+                await _run_in_background(stack, keep_running("heal", partial(_heal, breaker, proof)))
+            lags: deque[float] = deque([0.0], maxlen=round(_LAG_WINDOW_SECONDS / _LAG_SAMPLE_SECONDS))
+            EVENT_LOOP_LAG_SECONDS.set_function(lambda: max(lags))
+            await _run_in_background(stack, keep_running("watch_loop", partial(_watch_event_loop, lags)))
             admission = Admission(settings.max_in_flight)
             keys = KeyRing(settings.principals_by_key_hash)
             intake = OrderIntake(
@@ -196,22 +199,18 @@ async def _heal(breaker: CircuitBreaker, proof: Callable[[], Awaitable[None]]) -
         breaker: opened by a kind of work.
         proof: fails for whatever fails that kind.
     """
-    while True:
-        await asyncio.sleep(_HEAL_SECONDS)
-        if breaker.state == "closed":
-            continue
-        try:
-            await breaker.call(proof)
-        except ServiceError:
-            continue
-        _log.info("database_is_back", breaker=breaker.name)
+    await asyncio.sleep(_HEAL_SECONDS)
+    if breaker.state == "closed":
+        return
+    try:
+        await breaker.call(proof)
+    except ServiceError:
+        return
+    _log.info("database_is_back", breaker=breaker.name)
 
 
-async def _watch_event_loop() -> None:
-    """Report the worst recent delay of a timer."""
-    recent: deque[float] = deque([0.0], maxlen=round(_LAG_WINDOW_SECONDS / _LAG_SAMPLE_SECONDS))
-    EVENT_LOOP_LAG_SECONDS.set_function(lambda: max(recent))
-    while True:
-        due = time.monotonic() + _LAG_SAMPLE_SECONDS
-        await asyncio.sleep(_LAG_SAMPLE_SECONDS)
-        recent.append(max(0.0, time.monotonic() - due))
+async def _watch_event_loop(recent: deque[float]) -> None:
+    """Note how late a timer is."""
+    due = time.monotonic() + _LAG_SAMPLE_SECONDS
+    await asyncio.sleep(_LAG_SAMPLE_SECONDS)
+    recent.append(max(0.0, time.monotonic() - due))

