@@ -8,11 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtests import acceptance, comparison, report
-from loadtests.live import LiveLine
-from loadtests.profiles import PROFILES
-from loadtests.run import CouldNotRun, Plan, run
-from loadtests.summary import summarise
+from loadtests.comparing import comparison
+from loadtests.judging import acceptance
+from loadtests.reports import report
+from loadtests.reports.summary import summarise
+from loadtests.running.live import LiveLine
+from loadtests.running.run import CouldNotRun, Plan, run
+from loadtests.users.profiles import PROFILES
 
 _COULD_NOT_RUN = 2
 _INTERRUPTED = 130

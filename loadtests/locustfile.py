@@ -24,8 +24,8 @@ from locust.runners import WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Locust imports this file by its path
 
-from loadtests import profiles
-from loadtests.order_user import OrderUser
+from loadtests.users import profiles
+from loadtests.users.order_user import OrderUser
 
 _log = logging.getLogger(__name__)
 

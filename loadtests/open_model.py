@@ -27,9 +27,9 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Locust imports this file by its path
 
-from loadtests import session
-from loadtests.arrivals import LATE_SECONDS, ArrivalSchedule, ArrivalTotals, Process
-from loadtests.order_user import OrderUser
+from loadtests.users import session
+from loadtests.users.arrivals import LATE_SECONDS, ArrivalSchedule, ArrivalTotals, Process
+from loadtests.users.order_user import OrderUser
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from typing import Any
 import psycopg2
 from rich.console import Console
 
-from loadtests import processes
 from loadtests.bench import charts, generator, measurement, process_stats
 from loadtests.bench.reporting import (
     Steps,
@@ -33,6 +32,7 @@ from loadtests.bench.reporting import (
     show_targets,
     table,
 )
+from loadtests.machine import processes
 
 _CONNECTIONS = 64
 _PAGE_LIMIT = 20

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import psycopg2
 import uvloop
 
-from loadtests import processes
 from loadtests.bench import generator, process_stats
+from loadtests.machine import processes
 
 _COUNT_STORED = "SELECT count(*) FROM orders WHERE id = ANY (%s::uuid[])"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

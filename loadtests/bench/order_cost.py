@@ -17,7 +17,6 @@ from typing import Any
 
 from rich.console import Console
 
-from loadtests import processes
 from loadtests.bench import charts, generator, measurement
 from loadtests.bench.reporting import (
     Steps,
@@ -30,6 +29,7 @@ from loadtests.bench.reporting import (
     show_targets,
     table,
 )
+from loadtests.machine import processes
 
 _WARM_UP_CONNECTIONS = 64  # enough to open every contestant's pool of 50
 
@@ -49,9 +49,9 @@ class Contestant:
 SERVICE = Contestant("service", "app")
 CONTESTANTS = (
     SERVICE,
-    Contestant("per_request", "loadtests.peers.per_request"),
-    Contestant("sqlalchemy_asyncpg", "loadtests.peers.sqlalchemy_asyncpg"),
-    Contestant("echo", "loadtests.peers.echo", has_database=False),
+    Contestant("per_request", "loadtests.bench.peers.per_request"),
+    Contestant("sqlalchemy_asyncpg", "loadtests.bench.peers.sqlalchemy_asyncpg"),
+    Contestant("echo", "loadtests.bench.peers.echo", has_database=False),
 )
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from loadtests import processes
 from loadtests.bench import flame_graphs, generator, measurement, profile_page
 from loadtests.bench.flame_graphs import Profile
 from loadtests.bench.reporting import Steps, command, report_console, show_machine, table
+from loadtests.machine import processes
 
 STAGES = ("parse", "price", "queue", "store", "respond")
 

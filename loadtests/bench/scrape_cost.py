@@ -21,7 +21,6 @@ from typing import Any
 
 from rich.console import Console
 
-from loadtests import processes
 from loadtests.bench import generator, measurement
 from loadtests.bench.reporting import (
     Steps,
@@ -35,6 +34,7 @@ from loadtests.bench.reporting import (
     table,
 )
 from loadtests.bench.scraper import Scrape, scraping
+from loadtests.machine import processes
 
 _INTERVAL_SECONDS = 1.0
 _HALF_SECONDS = _INTERVAL_SECONDS / 2

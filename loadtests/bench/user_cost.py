@@ -73,7 +73,7 @@ def _drive(kind: str, url: str, seconds: float) -> None:
     import locust  # noqa: PLC0415
     from locust.env import Environment  # noqa: PLC0415
 
-    from loadtests import order_user  # noqa: PLC0415
+    from loadtests.users import order_user  # noqa: PLC0415
 
     body = {"customer_id": "loadtest-1", "items": [{"product_id": "SKU-0001", "quantity": 2}]}
 

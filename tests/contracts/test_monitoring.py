@@ -12,7 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it has no annotations of its own
 
 from app.embedded_postgres import EmbeddedPostgres
-from loadtests import plan_queries
+from loadtests.service_side import plan_queries
 from monitoring import generate
 from monitoring.dashboards import DASHBOARDS, DATASOURCE_UID, Panel, acceptance_limits
 from monitoring.local import Monitor, MonitorError

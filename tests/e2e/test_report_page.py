@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtests.report import write
+from loadtests.reports.report import write
 from loadtests.run_record import Check, RunRecord
 from tests.support.run_records import START, outage, record_of, samples, store
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from loadtests import __main__ as command
-from loadtests import processes
-from loadtests.metrics_pages import MetricsSampler
-from loadtests.plan_queries import PLAN_QUERIES
+from loadtests.machine import processes
 from loadtests.run_record import RunRecord
 from loadtests.samples import Window
+from loadtests.service_side.metrics_pages import MetricsSampler
+from loadtests.service_side.plan_queries import PLAN_QUERIES
 from monitoring.local import Monitor
 from tests.support.patient_acceptance import patient_acceptance
 

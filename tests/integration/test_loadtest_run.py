@@ -14,8 +14,10 @@ import psycopg2
 import pytest
 
 from loadtests import __main__ as command
-from loadtests import acceptance, processes, run
+from loadtests.judging import acceptance
+from loadtests.machine import processes
 from loadtests.run_record import RunRecord
+from loadtests.running import run
 from loadtests.samples import read_samples
 from tests.support import performance_test_plan
 from tests.support.balancer import balancer
@@ -397,5 +399,6 @@ def _locustfile(folder: Path, more: str) -> Path:
     (folder / "locustfile.py").write_text(
         f"from locust import events\nfrom loadtests.locustfile import *\nimport loadtests.locustfile\n{more}\n"
     )
-    (folder / "recording.py").write_text("from loadtests.recording import *\n")
+    (folder / "users").mkdir()
+    (folder / "users" / "recording.py").write_text("from loadtests.users.recording import *\n")
     return folder

@@ -28,7 +28,7 @@ LOADTESTS = Path(__file__).resolve().parents[2] / "loadtests"
 LEDGER = """
 import json, os
 from loadtests.{module} import *
-from loadtests.order_user import order_sinks
+from loadtests.users.order_user import order_sinks
 
 {extra}
 out = open({path!r}, "a", buffering=1)

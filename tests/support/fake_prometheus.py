@@ -14,8 +14,8 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loadtests.metrics_pages import read_page
-from loadtests.readings import Page
+from loadtests.service_side.metrics_pages import read_page
+from loadtests.service_side.readings import Page
 
 
 class FakePrometheus:

@@ -6,7 +6,7 @@ import uuid
 
 from starlette.types import Receive, Scope, Send
 
-from loadtests.peers import per_request, serving
+from loadtests.bench.peers import per_request, serving
 
 
 class Liar:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from loadtests import acceptance
+from loadtests.judging import acceptance
 
 
 def patient_acceptance(folder: Path) -> Path:

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadtests import acceptance, criteria, quantiles
+from loadtests.judging import acceptance, criteria, quantiles
+from loadtests.judging.verdict import decide
 from loadtests.run_record import (
     Calibration,
     Check,
@@ -20,7 +21,6 @@ from loadtests.run_record import (
     Server,
 )
 from loadtests.samples import ACKNOWLEDGED, REFUSED, UNKNOWN, OrderSamples, Sample, Window
-from loadtests.verdict import decide
 
 START = 1_800_000_000.0  # of the measured time
 WARM_UP_SECONDS = 10

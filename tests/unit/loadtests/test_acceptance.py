@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import acceptance
-from loadtests.acceptance import AcceptanceError
-from loadtests.criteria import measure
+from loadtests.judging import acceptance
+from loadtests.judging.acceptance import AcceptanceError
+from loadtests.judging.criteria import measure
 from loadtests.run_record import Counts, Latency, Ledger, Server
 
 # Sections 1 and 3 of the performance test plan.

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.analysis import RunData, analyze_results, read_test_data
+from loadtests.judging.analysis import RunData, analyze_results, read_test_data
 from tests.support.run_records import START, outage, record_of, samples, store
 
 

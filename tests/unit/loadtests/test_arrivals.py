@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from loadtests.arrivals import LATE_SECONDS, ArrivalSchedule, ArrivalTotals, Process, arrival_times
+from loadtests.users.arrivals import LATE_SECONDS, ArrivalSchedule, ArrivalTotals, Process, arrival_times
 
 
 def take(count: int, rate_per_second: float, process: Process, *, phase: float = 0.0) -> list[float]:

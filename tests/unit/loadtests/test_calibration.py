@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import calibration
-from loadtests.calibration import CpuTimes
+from loadtests.machine import calibration
+from loadtests.machine.calibration import CpuTimes
 
 
 def test_stolen_time_is_a_share_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:

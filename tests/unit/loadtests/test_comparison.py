@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import comparison
-from loadtests.comparison import METRICS, Run, compare, compare_run, measure_floor, read_floors
-from loadtests.rank_test import holm, mann_whitney, ratio_interval, student_quantile
+from loadtests.comparing import comparison
+from loadtests.comparing.comparison import METRICS, Run, compare, compare_run, measure_floor, read_floors
+from loadtests.comparing.rank_statistics import holm, mann_whitney, ratio_interval, student_quantile
 from loadtests.run_record import Calibration, RunRecord
 from tests.support.run_records import START, record_of, samples, store
 

@@ -5,10 +5,10 @@ from typing import Literal
 
 import pytest
 
-from loadtests import acceptance
-from loadtests.criteria import judge, measure
+from loadtests.judging import acceptance
+from loadtests.judging.criteria import judge, measure
+from loadtests.judging.verdict import decide
 from loadtests.run_record import Check, Counts, Criterion, Latency, Ledger, Replica, Server
-from loadtests.verdict import decide
 
 ACCEPTANCE = acceptance.load()
 

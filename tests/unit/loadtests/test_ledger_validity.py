@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtests import acceptance
-from loadtests.ledger import compare
+from loadtests.judging import acceptance
+from loadtests.judging.ledger import compare
+from loadtests.judging.verdict import Validity
 from loadtests.run_record import Check, Counts, Generator, Ledger
 from loadtests.samples import Sample
-from loadtests.verdict import Validity
 
 LIMITS = acceptance.load().validity
 

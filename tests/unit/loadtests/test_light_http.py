@@ -14,8 +14,8 @@ from pathlib import Path
 import gevent
 import pytest
 
-from loadtests import light_http
-from loadtests.light_http import BadAnswer, ConnectionBroken, LightHttp, NotConnected, TimedOut
+from loadtests.users import light_http
+from loadtests.users.light_http import BadAnswer, ConnectionBroken, LightHttp, NotConnected, TimedOut
 from tests.support.scripted_server import Peer, Script, ScriptedServer
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Name: value\r\n\r\nhello"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.profiles import NORMAL, PEAK, PROFILES, STRESS, Profile, choose
+from loadtests.users.profiles import NORMAL, PEAK, PROFILES, STRESS, Profile, choose
 
 
 @pytest.mark.parametrize(

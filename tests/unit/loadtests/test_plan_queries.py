@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.plan_queries import PLAN_QUERIES, range_seconds
+from loadtests.service_side.plan_queries import PLAN_QUERIES, range_seconds
 from tests.support import performance_test_plan
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import quantiles, report
+from loadtests.judging import quantiles
+from loadtests.reports import report
 from loadtests.run_record import Latency, Server
 from tests.support.run_records import record_of, samples, store
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from loadtests.metrics_pages import parse
-from loadtests.readings import Page, Pages, Readings
 from loadtests.samples import Window
+from loadtests.service_side.metrics_pages import parse
+from loadtests.service_side.readings import Page, Pages, Readings
 
 PAGE = """
 order_batch_queue_depth {depth}

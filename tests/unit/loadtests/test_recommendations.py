@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.recommendations import recommend, replicas_below
+from loadtests.reports.recommendations import recommend, replicas_below
 from loadtests.run_record import Calibration, Check, Criterion, RunRecord
 from tests.support.run_records import outage, record_of, samples
 

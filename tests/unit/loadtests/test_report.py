@@ -6,10 +6,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from loadtests import report
+from loadtests.reports import report
+from loadtests.reports.time_charts import TimeAxis, percentile_chart, time_charts
 from loadtests.run_record import Check, Criterion, RunRecord
 from loadtests.samples import Sample
-from loadtests.time_charts import TimeAxis, percentile_chart, time_charts
 from tests.support.run_records import START, outage, record_of, samples, store
 
 SECONDS = 30
@@ -224,7 +224,7 @@ def test_comparison_stands_in_the_report(tmp_path: Path) -> None:
 
 
 def test_report_can_be_written_anew(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m loadtests.report DIRECTORY` makes the same report from what is stored."""
+    """`python -m loadtests.reports.report DIRECTORY` makes the same report from what is stored."""
     before = (written / "report.md").read_text()
     assert report.main([str(written)]) == 0
     assert (written / "report.md").read_text() == before

@@ -7,9 +7,9 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from loadtests.readings import Page, Pages, Readings
 from loadtests.run_record import Server
 from loadtests.samples import Window
+from loadtests.service_side.readings import Page, Pages, Readings
 
 _TIMEOUT_SECONDS = 5.0
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)", re.MULTILINE)

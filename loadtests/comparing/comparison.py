@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from loadtests.comparing.rank_statistics import holm, mann_whitney, ratio_interval, student_quantile
 from loadtests.quantities import change, quantity
-from loadtests.rank_test import holm, mann_whitney, ratio_interval, student_quantile
 from loadtests.run_record import Latency, RunRecord
 
 RUNS_NEEDED = 5  # a side: with fewer no order of the runs is rare enough to survive Holm's correction

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-PATH = Path(__file__).with_name("acceptance.toml")
+PATH = Path(__file__).parents[1] / "acceptance.toml"
 
 
 class AcceptanceError(Exception):

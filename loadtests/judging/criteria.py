@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from loadtests.acceptance import Acceptance, Requirement
+from loadtests.judging.acceptance import Acceptance, Requirement
 from loadtests.run_record import Counts, Criterion, CriterionVerdict, Latency, Ledger, Replica, Server
 
 INTERNAL = "internal"

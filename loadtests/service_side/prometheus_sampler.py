@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Self
 
-from loadtests import plan_queries
-from loadtests.plan_queries import CPU, MEMORY, PLAN_QUERIES, PlanQuery
-from loadtests.prometheus import Instance, Prometheus, PrometheusError, Vector, instance
-from loadtests.readings import Labels, Page, Pages, Readings
 from loadtests.run_record import Query, Server
 from loadtests.samples import Window
+from loadtests.service_side import plan_queries
+from loadtests.service_side.plan_queries import CPU, MEMORY, PLAN_QUERIES, PlanQuery
+from loadtests.service_side.prometheus import Instance, Prometheus, PrometheusError, Vector, instance
+from loadtests.service_side.readings import Labels, Page, Pages, Readings
 
 _ALERTS_SECONDS = 5.0
 _FIRST_SCRAPE_SECONDS = 30.0  # Prometheus takes 5 s to read whom to scrape

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import make_dsn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SERVICE = (sys.executable, "-m", "app")
 
 _START_SECONDS = 60.0

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loadtests.profiles import PROFILES
 from loadtests.quantities import change, duration, mebibytes, number, quantity
 from loadtests.run_record import Criterion, RunRecord
+from loadtests.users.profiles import PROFILES
 
 # The plan's: the autoscaler's target, its bounds, and the criterion of the pool. Batches are of up to 100 orders.
 _CPU_PERCENT = 70

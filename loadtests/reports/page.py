@@ -9,12 +9,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from loadtests import quantiles
-from loadtests.comparison import Comparison
+from loadtests.comparing.comparison import Comparison
+from loadtests.judging import quantiles
 from loadtests.quantities import NOT_MEASURED, change, duration, mebibytes, number, quantity
-from loadtests.recommendations import Recommendation
+from loadtests.reports.recommendations import Recommendation
+from loadtests.reports.time_charts import TimeAxis, hover_data, percentile_chart, time_charts
 from loadtests.run_record import Criterion, RunRecord
-from loadtests.time_charts import TimeAxis, hover_data, percentile_chart, time_charts
 
 _FOLDER = Path(__file__).parent
 _MOST_IDS = 500  # a page of a million ids opens nowhere; report.json holds all
@@ -81,7 +81,7 @@ def render(
     charts = time_charts(record)
     limits = {criterion.name: criterion.limit for criterion in record.criteria}
     lead, remarks = _lead(record)
-    return templates.get_template("report_page.html.jinja").render(
+    return templates.get_template("page.html.jinja").render(
         record=record,
         started=record.started_at[:16].replace("T", " ") + " UTC",
         lead=lead,
@@ -111,8 +111,8 @@ def render(
         generator=_generator(record),
         environment=_environment(record),
         series=_json(hover_data(record.seconds, charts)),
-        css=Markup((_FOLDER / "report_page.css").read_text()),  # noqa: S704 - our own file
-        script=Markup((_FOLDER / "report_page.js").read_text()),  # noqa: S704 - our own file
+        css=Markup((_FOLDER / "page.css").read_text()),  # noqa: S704 - our own file
+        script=Markup((_FOLDER / "page.js").read_text()),  # noqa: S704 - our own file
         most_ids=_MOST_IDS,
         missing=NOT_MEASURED,
         tone=lambda text: _TONES.get(text, "unknown"),

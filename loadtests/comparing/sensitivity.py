@@ -1,6 +1,6 @@
 """What a comparison can see on this machine: nothing between two equal builds, 30 %, and perhaps 10 %.
 
-    python -m loadtests.sensitivity [--runs 5] [--duration 15s] [--profile stress]
+    python -m loadtests.comparing.sensitivity [--runs 5] [--duration 15s] [--profile stress]
 
 Four builds take turns, run by run, so that what changes on the machine changes for all of them: the service twice
 over, and the service with so much more work in each order that it costs 10 % and 30 % more CPU than in the first run.
@@ -20,19 +20,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtests import processes, target
-from loadtests.comparison import RUNS_NEEDED, Comparison, Run, compare, measure_floor, store_floor
-from loadtests.live import LiveLine
-from loadtests.profiles import PROFILES, Profile
+from loadtests.comparing.comparison import RUNS_NEEDED, Comparison, Run, compare, measure_floor, store_floor
+from loadtests.machine import processes, target
 from loadtests.quantities import change, quantity
-from loadtests.run import CouldNotRun, Plan, run
 from loadtests.run_record import RunRecord
+from loadtests.running.live import LiveLine
+from loadtests.running.run import CouldNotRun, Plan, run
+from loadtests.users.profiles import PROFILES, Profile
 
-_SLOWER_SERVICE = "tests.support.slower_service"
+_SLOWER_SERVICE = "loadtests.comparing.slower_service"
 _RAMP_SECONDS = 3
 _SETTLE_SECONDS = 2.0
 _ATTEMPTS = 4
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ BUILDS = (Build("A", 0.0), Build("A again", 0.0), Build("10 % slower", 0.1), Bui
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run them all and print what each comparison says."""
     parser = argparse.ArgumentParser(
-        prog="python -m loadtests.sensitivity",
+        prog="python -m loadtests.comparing.sensitivity",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,7 +132,7 @@ def _run(build: Build, profile: Profile, users: int, seconds: float, first: RunR
             spawn_rate=max(1.0, users / _RAMP_SECONDS),
             duration_seconds=seconds,
             settle_seconds=_SETTLE_SECONDS,
-            command="python -m loadtests.sensitivity",
+            command="python -m loadtests.comparing.sensitivity",
             host=tested.url,
             metrics_urls=list(tested.metrics_urls),
             dsn=tested.dsn,

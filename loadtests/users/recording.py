@@ -1,6 +1,6 @@
 """Loaded into Locust beside a locustfile: writes down what became of every order, as it comes.
 
-    locust -f loadtests/locustfile.py,loadtests/recording.py     with LOADTEST_RECORD_DIR naming a directory
+    locust -f loadtests/locustfile.py,loadtests/users/recording.py     with LOADTEST_RECORD_DIR naming a directory
 
 Every process that runs users appends to two files of its own there: `orders-<pid>.jsonl`, a line per order, an array
 of the fields of `OrderRecord`; and `generator-<pid>.jsonl`, a line per second:
@@ -20,7 +20,7 @@ from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner
 
-from loadtests.order_user import OrderRecord, order_sinks
+from loadtests.users.order_user import OrderRecord, order_sinks
 
 _FLUSH_SECONDS = 0.1
 _TICK_SECONDS = 0.05

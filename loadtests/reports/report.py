@@ -1,6 +1,6 @@
 """The report of a run, in its directory: report.md, report.html, report.json, junit.xml, comparison.json.
 
-python -m loadtests.report DIRECTORY [--baseline RUN]      writes it anew, from report.json and the raw samples
+python -m loadtests.reports.report DIRECTORY [--baseline RUN]      writes it anew, from report.json and the raw samples
 """
 
 import argparse
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from loadtests import report_markdown, report_page
-from loadtests.analysis import analyze_results, read_test_data
-from loadtests.comparison import Comparison, compare_run, read_run
-from loadtests.recommendations import recommend
+from loadtests.comparing.comparison import Comparison, compare_run, read_run
+from loadtests.judging.analysis import analyze_results, read_test_data
+from loadtests.reports import markdown, page
+from loadtests.reports.recommendations import recommend
 from loadtests.run_record import RunRecord
 
 
@@ -36,11 +36,9 @@ def write(
     recommendations = recommend(record)
     metrics = analyze_results(read_test_data(record, directory))
     (directory / "report.md").write_text(
-        report_markdown.render(record, metrics, recommendations, comparison), encoding="utf-8"
+        markdown.render(record, metrics, recommendations, comparison), encoding="utf-8"
     )
-    (directory / "report.html").write_text(
-        report_page.render(record, recommendations, comparison), encoding="utf-8"
-    )
+    (directory / "report.html").write_text(page.render(record, recommendations, comparison), encoding="utf-8")
     (directory / "junit.xml").write_bytes(junit(record))
     return comparison
 
@@ -97,7 +95,7 @@ def _printable(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a run's report anew."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtests.reports.report", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--baseline", help="a run to compare with")
     options = parser.parse_args(arguments)

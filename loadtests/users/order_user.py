@@ -20,8 +20,8 @@ from locust.env import Environment
 from locust.exception import StopTest
 from locust.user.task import LOCUST_STATE_STOPPING, LOCUST_STATE_WAITING
 
-from loadtests import session
-from loadtests.light_http import Answer, LightHttp, NotConnected, TransportError
+from loadtests.users import session
+from loadtests.users.light_http import Answer, LightHttp, NotConnected, TransportError
 
 DEFAULT_HOST = "http://localhost:8000"
 

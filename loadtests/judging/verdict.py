@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loadtests.acceptance import ValidityLimits
+from loadtests.judging.acceptance import ValidityLimits
 from loadtests.run_record import Check, CheckVerdict, Counts, Criterion, Generator, Ledger, Verdict
 
 _NAMED = 5  # ids in a sentence; the record holds all

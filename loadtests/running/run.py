@@ -13,23 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from loadtests import (
-    acceptance,
-    calibration,
-    criteria,
-    environment,
-    ledger,
-    pretest,
-    processes,
-    quantiles,
-    target,
-)
-from loadtests.live import LiveLine, Moment
-from loadtests.metrics_pages import MetricsSampler
-from loadtests.profiles import Profile
-from loadtests.prometheus import Prometheus, PrometheusError
-from loadtests.prometheus_sampler import PrometheusSampler
+from loadtests.judging import acceptance, criteria, ledger, quantiles
+from loadtests.judging.verdict import Validity, decide
+from loadtests.machine import calibration, environment, pretest, processes, target
 from loadtests.run_record import Calibration, Environment, Generator, Ledger, RunRecord
+from loadtests.running.live import LiveLine, Moment
 from loadtests.samples import (
     ACKNOWLEDGED,
     REFUSED,
@@ -43,9 +31,12 @@ from loadtests.samples import (
     percentile_of,
     read_samples,
 )
-from loadtests.verdict import Validity, decide
+from loadtests.service_side.metrics_pages import MetricsSampler
+from loadtests.service_side.prometheus import Prometheus, PrometheusError
+from loadtests.service_side.prometheus_sampler import PrometheusSampler
+from loadtests.users.profiles import Profile
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 
 _TICK_SECONDS = 0.5
 _LOCUST_START_SECONDS = 30.0  # more than it needs to import and to connect its workers
@@ -209,7 +200,13 @@ class _Load:
         plan = self.plan
         file = "locustfile.py" if plan.rate_per_second is None else "open_model.py"
         longest = plan.ramp_seconds + plan.settle_seconds + plan.duration_seconds + 2 * _LOCUST_START_SECONDS
-        command = [sys.executable, "-m", "locust", "-f", f"{FOLDER / file},{FOLDER / 'recording.py'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            f"{FOLDER / file},{FOLDER / 'users' / 'recording.py'}",
+        ]
         command += ["--headless", "--only-summary", "--exit-code-on-error", "0", "--host", self._url]
         command += ["-u", str(plan.users), "-r", f"{plan.spawn_rate:g}", "--run-id", self.run_id]
         command += ["--run-time", f"{round(longest)}s", "--csv", str(self.directory / "locust")]

@@ -5,7 +5,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from loadtests.prometheus import Prometheus, PrometheusError
+from loadtests.service_side.prometheus import Prometheus, PrometheusError
 
 _TIMEOUT_SECONDS = 10.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg2
 
-from loadtests import processes
+from loadtests.machine import processes
 
 _PACKAGES = (
     "locust", "gevent", "hdrhistogram", "fastapi", "uvicorn", "uvloop", "aiopg", "psycopg2-binary", "pydantic",

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests import processes
-from loadtests.prometheus import Prometheus, PrometheusError
-from loadtests.prometheus_sampler import selling
+from loadtests.machine import processes
+from loadtests.service_side.prometheus import Prometheus, PrometheusError
+from loadtests.service_side.prometheus_sampler import selling
 
 _DEFAULT_MEMORY_BYTES = 2 * 2**30  # the plan's limit of a container
 

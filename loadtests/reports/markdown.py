@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from loadtests import quantiles
-from loadtests.analysis import Metrics
-from loadtests.comparison import Comparison
+from loadtests.comparing.comparison import Comparison
+from loadtests.judging import quantiles
+from loadtests.judging.analysis import Metrics
 from loadtests.quantities import NOT_MEASURED, change, duration, number, quantity
-from loadtests.recommendations import Recommendation
-from loadtests.report_page import CriterionRow
+from loadtests.reports.page import CriterionRow
+from loadtests.reports.recommendations import Recommendation
 from loadtests.run_record import RunRecord
 
 _NAMED = 20  # ids in a line; report.json holds all

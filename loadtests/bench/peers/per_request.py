@@ -9,7 +9,7 @@ import aiopg
 from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, Field
 
-from loadtests.peers import serving
+from loadtests.bench.peers import serving
 
 SCHEMA = """
     CREATE TABLE IF NOT EXISTS products (

@@ -5,7 +5,7 @@ import json
 
 from starlette.types import Receive, Scope, Send
 
-from loadtests.peers import serving
+from loadtests.bench.peers import serving
 
 _ids = itertools.count(1)
 

@@ -1,0 +1,1 @@
+"""From figures to a verdict: criteria, the ledger, the conditions of validity."""

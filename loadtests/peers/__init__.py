@@ -1,5 +1,0 @@
-"""What the service is measured against: the ways an order API is usually written, and the floor below them all.
-
-Each is started as `python -m loadtests.peers.NAME --port PORT [--dsn DSN]`, makes its own tables, and takes the same
-`POST /orders` as the service.
-"""
