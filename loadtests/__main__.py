@@ -13,7 +13,8 @@ from loadtests.judging import acceptance
 from loadtests.reports import report
 from loadtests.reports.summary import summarise
 from loadtests.running.live import LiveLine
-from loadtests.running.run import CouldNotRun, Plan, run
+from loadtests.running.plan import Plan
+from loadtests.running.run import CouldNotRun, run
 from loadtests.users.profiles import PROFILES
 
 _COULD_NOT_RUN = 2

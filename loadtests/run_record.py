@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 Verdict = Literal["PASS", "FAIL", "INVALID"]
 CriterionVerdict = Literal["PASS", "FAIL", "NOT MEASURED"]
@@ -71,6 +72,19 @@ class Counts:
     by_type: Mapping[str, int] = field(default_factory=dict)  # refused and unknown, by error type
 
 
+class Analysis(TypedDict):
+    """The three figures of the plan's `analyze_results`; None: there was nothing to take it from."""
+
+    avg_response_time: float | None  # ms
+    error_rate: float | None  # a fraction: 0.01 is 1 %
+    throughput: float | None  # acknowledged orders per second
+
+
+def _no_analysis() -> Analysis:
+    """That of a record from before version 2, which has none."""
+    return {"avg_response_time": None, "error_rate": None, "throughput": None}
+
+
 @dataclass(frozen=True)
 class Ledger:
     """What clients were told, held as sets of ids against what is stored; the warm-up is in here."""
@@ -91,9 +105,7 @@ class Replica:
     """One service process over the measured time."""
 
     url: str
-    cpu_percent: float | None = (
-        None  # of one core: highest over a minute, or over the run where that is shorter
-    )
+    cpu_percent: float | None = None  # of one core: the highest over a minute, or over a shorter run
     cpu_percent_mean: float | None = None
     rss_max_bytes: float | None = None
     memory_limit_bytes: float | None = None
@@ -203,9 +215,6 @@ class Environment:
     machine: Mapping[str, str | int | float | None]
     database: Mapping[str, str]  # settings; empty: no DSN to ask
     dataset: Mapping[str, str | int | None]
-    service_settings: Mapping[str, str] = field(
-        default_factory=dict
-    )  # those that differ from the shipped ones
 
 
 @dataclass(frozen=True)
@@ -253,9 +262,10 @@ class RunRecord:
     criteria: tuple[Criterion, ...]
     checks: tuple[Check, ...]
     environment: Environment
+    analysis: Analysis = field(default_factory=_no_analysis)  # of the measured time
     calibration: Calibration = Calibration()
     quantiles: tuple[QuantileGap, ...] = ()  # empty: one of the two sides is not known
-    version: int = 1  # of this model
+    version: int = 2  # of this model
 
     @property
     def exit_code(self) -> int:

@@ -73,6 +73,7 @@ def _drive(kind: str, url: str, seconds: float) -> None:
     import locust  # noqa: PLC0415
     from locust.env import Environment  # noqa: PLC0415
 
+    from loadtests.samples import Sample  # noqa: PLC0415
     from loadtests.users import order_user  # noqa: PLC0415
 
     body = {"customer_id": "loadtest-1", "items": [{"product_id": "SKU-0001", "quantity": 2}]}
@@ -88,7 +89,7 @@ def _drive(kind: str, url: str, seconds: float) -> None:
         "FastHttpUser": (locust.FastHttpUser, post),
         "OrderUser": (order_user.OrderUser, place),
     }[kind]
-    records: list[order_user.OrderRecord] = []
+    records: list[Sample] = []
     order_user.order_sinks.append(records.append)  # the ledger's cost is a part of it
     members = {"host": url, "wait_time": locust.between(*_WAIT_SECONDS), "tasks": [order], "abstract": False}
     environment = Environment(user_classes=[type(kind, (base,), members)], events=locust.events)

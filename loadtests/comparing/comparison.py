@@ -284,7 +284,6 @@ def _changed(first: RunRecord, second: RunRecord) -> Iterable[tuple[str, str, st
             "": {"commit": environment.commit, "target": record.target},
             "version of ": environment.versions,
             "database setting ": environment.database,
-            "service setting ": environment.service_settings,
             "dataset, ": environment.dataset,
         }
         return {

@@ -25,7 +25,8 @@ from loadtests.machine import processes, target
 from loadtests.quantities import change, quantity
 from loadtests.run_record import RunRecord
 from loadtests.running.live import LiveLine
-from loadtests.running.run import CouldNotRun, Plan, run
+from loadtests.running.plan import Plan
+from loadtests.running.run import CouldNotRun, run
 from loadtests.users.profiles import PROFILES, Profile
 
 _SLOWER_SERVICE = "loadtests.comparing.slower_service"

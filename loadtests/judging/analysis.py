@@ -2,14 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
-from pathlib import Path
 from typing import TypedDict
 
-from loadtests.run_record import RunRecord
-from loadtests.samples import ACKNOWLEDGED, CUT_OFF, OUTCOMES, Window, read_samples
-
-_SERVER_ERROR = 500
+from loadtests.run_record import Analysis
 
 
 class Requests(TypedDict):
@@ -27,15 +22,7 @@ class RunData(TypedDict):
     requests: Requests
 
 
-class Metrics(TypedDict):
-    """What `analyze_results` gives; None: there was nothing to take it from."""
-
-    avg_response_time: float | None  # ms
-    error_rate: float | None  # a fraction: 0.01 is 1 %
-    throughput: float | None  # acknowledged orders per second
-
-
-def analyze_results(test_data: RunData) -> Metrics:
+def analyze_results(test_data: RunData) -> Analysis:
     """Sum up a load test.
 
         analyze_results({
@@ -66,24 +53,3 @@ def calculate_error_rate(errors: Sequence[bool]) -> float | None:
 def calculate_throughput(requests: Requests) -> float | None:
     """Acknowledged orders per second."""
     return requests["acknowledged"] / requests["seconds"] if requests["seconds"] > 0 else None
-
-
-def read_test_data(record: RunRecord, directory: Path) -> RunData:
-    """The raw samples in *directory*: the orders that were sent in the run's measured time."""
-    window = Window(
-        *(datetime.fromisoformat(at).timestamp() for at in (record.measured_from, record.measured_until))
-    )
-    response_times: list[float] = []
-    errors: list[bool] = []
-    for sample in read_samples(directory):
-        if sample.operation != "create" or not window.start <= sample.started_at < window.end:
-            continue
-        unanswered = sample.status == 0 and sample.error_type != CUT_OFF
-        errors.append(sample.status >= _SERVER_ERROR or unanswered)
-        if sample.outcome == OUTCOMES[ACKNOWLEDGED]:
-            response_times.append(sample.latency_seconds * 1000)
-    return {
-        "response_times": response_times,
-        "errors": errors,
-        "requests": {"acknowledged": len(response_times), "seconds": record.duration_seconds},
-    }

@@ -10,12 +10,11 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import psycopg2
 
 from loadtests.run_record import Counts, Ledger
-from loadtests.samples import Sample, read_samples
+from loadtests.samples import Sample
 
 _TIMEOUT_SECONDS = 30.0
 _PAGE_SIZE = 100
@@ -76,26 +75,36 @@ def stored_by_api(url: str, customer_id: str, api_key: str | None) -> Iterator[t
         query["cursor"] = cursor
 
 
-def compare(samples: Iterable[Sample], stored: Iterable[tuple[str, str | None]]) -> Ledger:
-    """Hold *samples* against *stored*, (id, idempotency key or None where it is not told) of the run's orders.
+class Answers:
+    """What the clients of a run were told of their orders, noted as the samples come."""
+
+    def __init__(self) -> None:
+        self.given: Counter[str] = Counter()  # ids given to a request
+        self.unknown_keys: set[str] = set()
+
+    def add(self, sample: Sample) -> None:
+        """Take one; anything but the creation of an order is left out."""
+        if sample.operation != "create":
+            return
+        if sample.outcome == "acknowledged":
+            self.given[sample.order_id or f"none, for the key {sample.key}"] += 1
+        elif sample.outcome == "unknown":
+            self.unknown_keys.add(sample.key)
+
+
+def compare(answers: Answers, stored: Iterable[tuple[str, str | None]], counts: Counts) -> Ledger:
+    """Hold *answers* against *stored*, (id, idempotency key or None where it is not told) of the run's orders.
 
     Without keys a stored order that nobody acknowledged cannot be matched with one unknown request; then their number
     is held against the number of unknown requests.
+
+    Args:
+        counts: of the same samples.
     """
-    answered: Counter[str] = Counter()  # ids given to a request
-    unknown_keys: set[str] = set()
-    creations: Counter[str] = Counter()
-    for sample in samples:
-        if sample.operation != "create":
-            continue
-        creations[sample.outcome] += 1
-        if sample.outcome == "acknowledged":
-            answered[sample.order_id or f"none, for the key {sample.key}"] += 1
-        elif sample.outcome == "unknown":
-            unknown_keys.add(sample.key)
+    given, unknown_keys = answers.given, answers.unknown_keys
     ids: set[str] = set()
     keys: Counter[str] = Counter()
-    doubled = [f"id {order_id}" for order_id, count in answered.items() if count > 1]
+    doubled = [f"id {order_id}" for order_id, count in given.items() if count > 1]
     unexplained: list[tuple[str, str | None]] = []
     for order_id, key in stored:
         if order_id in ids:
@@ -104,7 +113,7 @@ def compare(samples: Iterable[Sample], stored: Iterable[tuple[str, str | None]])
         ids.add(order_id)
         if key:
             keys[key] += 1
-        if order_id not in answered:
+        if order_id not in given:
             unexplained.append((order_id, key))
     doubled += [f"key {key}" for key, count in keys.items() if count > 1]
     if any(key is not None for _, key in unexplained):
@@ -112,32 +121,13 @@ def compare(samples: Iterable[Sample], stored: Iterable[tuple[str, str | None]])
     else:
         unexpected = [order_id for order_id, _ in unexplained] if len(unexplained) > len(unknown_keys) else []
     return Ledger(
-        counts=Counts(
-            sent=creations.total(),
-            acknowledged=creations["acknowledged"],
-            refused=creations["refused"],
-            unknown=creations["unknown"],
-        ),
+        counts=counts,
         stored=len(ids),
         unknown_stored=len(unexplained) - len(unexpected),
-        lost=tuple(sorted(answered.keys() - ids)),
+        lost=tuple(sorted(given.keys() - ids)),
         unexpected=tuple(sorted(unexpected)),
         doubled=tuple(sorted(set(doubled))),
     )
-
-
-def read(
-    directory: Path, *, url: str, dsn: str | None, customer_id: str, api_key: str | None = None
-) -> Ledger:
-    """The ledger of the run whose samples are in *directory*; the database is asked where there is a *dsn*.
-
-    Raises:
-        LedgerError: what is stored could not be read.
-    """
-    stored: Iterator[tuple[str, str | None]] = (
-        stored_in_database(dsn, customer_id) if dsn else stored_by_api(url, customer_id, api_key)
-    )
-    return compare(read_samples(directory), stored)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from loadtests.comparing.comparison import Comparison
 from loadtests.judging import quantiles
-from loadtests.judging.analysis import Metrics
 from loadtests.quantities import NOT_MEASURED, change, duration, number, quantity
-from loadtests.reports.page import CriterionRow
+from loadtests.reports.criterion_row import CriterionRow
 from loadtests.reports.recommendations import Recommendation
 from loadtests.run_record import RunRecord
 
@@ -15,14 +14,13 @@ _NAMED = 20  # ids in a line; report.json holds all
 
 def render(
     record: RunRecord,
-    metrics: Metrics,
     recommendations: Sequence[Recommendation],
     comparison: Comparison | None = None,
 ) -> str:
-    """The report; *metrics* are those of the run's raw samples."""
+    """The report."""
     return "\n".join(
         (
-            *_template(record, metrics, recommendations),
+            *_template(record, recommendations),
             *_criteria(record),
             *_validity(record),
             *_quantiles(record),
@@ -34,10 +32,9 @@ def render(
     )
 
 
-def _template(
-    record: RunRecord, metrics: Metrics, recommendations: Sequence[Recommendation]
-) -> Iterator[str]:
-    rate = metrics["error_rate"]
+def _template(record: RunRecord, recommendations: Sequence[Recommendation]) -> Iterator[str]:
+    analysis = record.analysis
+    rate = analysis["error_rate"]
     latency, replicas = record.acknowledged, record.server.replicas
     memory = next((criterion.value for criterion in record.criteria if criterion.name == "memory"), None)
     cpu = [replica.cpu_percent for replica in replicas if replica.cpu_percent is not None]
@@ -61,8 +58,8 @@ def _template(
     yield f"- Duration: {duration(record.duration_seconds)}"
     yield f"- Total Requests: {record.counts.sent:,}"
     yield f"- Error Rate: {_with_unit(None if rate is None else rate * 100, '%')}"
-    yield f"- Avg Response Time: {_with_unit(metrics['avg_response_time'], 'ms')}"
-    yield f"- Throughput: {quantity(metrics['throughput'], 'orders/s')}"
+    yield f"- Avg Response Time: {_with_unit(analysis['avg_response_time'], 'ms')}"
+    yield f"- Throughput: {quantity(analysis['throughput'], 'orders/s')}"
     yield ""
     yield "## Percentiles"
     yield f"- P50: {_with_unit(latency.p50_ms, 'ms')}"
@@ -160,7 +157,6 @@ def _environment(record: RunRecord) -> Iterator[str]:
         ("versions", environment.versions),
         ("database", environment.database),
         ("dataset", environment.dataset),
-        ("service settings that differ", environment.service_settings),
     ):
         if values:
             yield f"- {title}: " + ", ".join(f"{name} {value}" for name, value in values.items())

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from markupsafe import Markup
 from loadtests.comparing.comparison import Comparison
 from loadtests.judging import quantiles
 from loadtests.quantities import NOT_MEASURED, change, duration, mebibytes, number, quantity
+from loadtests.reports.criterion_row import CriterionRow
 from loadtests.reports.recommendations import Recommendation
 from loadtests.reports.time_charts import TimeAxis, hover_data, percentile_chart, time_charts
-from loadtests.run_record import Criterion, RunRecord
+from loadtests.run_record import RunRecord
 
 _FOLDER = Path(__file__).parent
 _MOST_IDS = 500  # a page of a million ids opens nowhere; report.json holds all
@@ -33,40 +33,6 @@ _DISTRIBUTION = (
 )  # fmt: skip
 
 Pairs = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class CriterionRow:
-    """A criterion as the table shows it."""
-
-    of: Criterion
-
-    @property
-    def value(self) -> str:
-        """What was measured."""
-        return quantity(self.of.value, self.of.unit)
-
-    @property
-    def limit(self) -> str:
-        """What it must keep."""
-        return f"{self.of.comparison} {quantity(self.of.limit, self.of.unit)}"
-
-    @property
-    def margin(self) -> str:
-        """How far it is from its limit, as a share of the limit; negative: beyond it."""
-        if self.of.value is None or not self.of.limit:
-            return "-"
-        share = self.of.value / self.of.limit - 1
-        return change(1 + (share if self.of.comparison == ">=" else -share))
-
-    @property
-    def used(self) -> float | None:
-        """How much of the limit is used up, in percent, at most 100; None: no such thing."""
-        if self.of.value is None or not self.of.limit:
-            return None
-        if self.of.comparison == ">=":
-            return min(100.0, self.of.limit / self.of.value * 100) if self.of.value else 100.0
-        return min(100.0, self.of.value / self.of.limit * 100)
 
 
 def render(
@@ -252,7 +218,6 @@ def _environment(record: RunRecord) -> Iterable[tuple[str, Pairs]]:
         ("Versions", environment.versions),
         ("Database settings", environment.database),
         ("Dataset", environment.dataset),
-        ("Service settings that differ", environment.service_settings),
     ):
         yield title, _plain(values)
 

@@ -1,6 +1,6 @@
-"""The report of a run, in its directory: report.md, report.html, report.json, junit.xml, comparison.json.
+"""The report of a run, in its directory: report.md, report.html, junit.xml and comparison.json, from its report.json.
 
-python -m loadtests.reports.report DIRECTORY [--baseline RUN]      writes it anew, from report.json and the raw samples
+python -m loadtests.reports.report DIRECTORY [--baseline RUN]      writes them anew
 """
 
 import argparse
@@ -10,7 +10,6 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from loadtests.comparing.comparison import Comparison, compare_run, read_run
-from loadtests.judging.analysis import analyze_results, read_test_data
 from loadtests.reports import markdown, page
 from loadtests.reports.recommendations import recommend
 from loadtests.run_record import RunRecord
@@ -19,7 +18,7 @@ from loadtests.run_record import RunRecord
 def write(
     record: RunRecord, directory: Path, *, baseline: str | Path | None = None, earlier: Sequence[Path] = ()
 ) -> Comparison | None:
-    """Write every form of the report of *record*, whose raw samples are in *directory*.
+    """Write every form of the report of *record*, which stands in *directory*.
 
     Args:
         baseline: a run to compare with, by directory or name; None: the last one of the same load beside it.
@@ -31,12 +30,10 @@ def write(
     Raises:
         FileNotFoundError: there is no such baseline.
     """
-    (directory / "report.json").write_bytes(record.to_json())
     comparison = compare_run(record, directory, baseline=baseline, earlier=earlier)
     recommendations = recommend(record)
-    metrics = analyze_results(read_test_data(record, directory))
     (directory / "report.md").write_text(
-        markdown.render(record, metrics, recommendations, comparison), encoding="utf-8"
+        markdown.render(record, recommendations, comparison), encoding="utf-8"
     )
     (directory / "report.html").write_text(page.render(record, recommendations, comparison), encoding="utf-8")
     (directory / "junit.xml").write_bytes(junit(record))

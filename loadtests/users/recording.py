@@ -3,7 +3,7 @@
     locust -f loadtests/locustfile.py,loadtests/users/recording.py     with LOADTEST_RECORD_DIR naming a directory
 
 Every process that runs users appends to two files of its own there: `orders-<pid>.jsonl`, a line per order, an array
-of the fields of `OrderRecord`; and `generator-<pid>.jsonl`, a line per second:
+of the fields of `Sample`; and `generator-<pid>.jsonl`, a line per second:
     [time, users, CPU seconds so far, [lateness in ms of a timer that should ring every 50 ms],
      arrivals due so far, arrivals sent so far (open model)]
 """
@@ -20,7 +20,8 @@ from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner
 
-from loadtests.users.order_user import OrderRecord, order_sinks
+from loadtests.samples import Sample, to_lines
+from loadtests.users.order_user import order_sinks
 
 _FLUSH_SECONDS = 0.1
 _TICK_SECONDS = 0.05
@@ -34,7 +35,7 @@ class Recorder:
         self._environment = environment
         self._orders = (directory / f"orders-{os.getpid()}.jsonl").open("ab", buffering=0)
         self._generator = (directory / f"generator-{os.getpid()}.jsonl").open("ab", buffering=0)
-        self._noted: list[OrderRecord] = []
+        self._noted: list[Sample] = []
         self.note = self._noted.append
 
     def flush(self) -> None:
@@ -42,7 +43,7 @@ class Recorder:
         noted = self._noted[:]
         del self._noted[: len(noted)]
         if noted:
-            self._orders.write(b"".join(orjson.dumps(tuple(record)) + b"\n" for record in noted))
+            self._orders.write(to_lines(noted))
 
     def flush_forever(self) -> None:
         """Write every tenth of a second."""

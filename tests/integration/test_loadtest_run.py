@@ -17,7 +17,7 @@ from loadtests import __main__ as command
 from loadtests.judging import acceptance
 from loadtests.machine import processes
 from loadtests.run_record import RunRecord
-from loadtests.running import run
+from loadtests.running import locust_process
 from loadtests.samples import read_samples
 from tests.support import performance_test_plan
 from tests.support.balancer import balancer
@@ -304,7 +304,7 @@ def test_strict(patient: Path, serve: Serve) -> None:
 def test_a_run_without_requests(patient: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not a PASS: users that wait for longer than the run send nothing."""
     folder = _locustfile(patient.parent, "NormalLoadTest.wait_time = lambda self: 60")
-    monkeypatch.setattr(run, "FOLDER", folder)
+    monkeypatch.setattr(locust_process, "FOLDER", folder)
     ended = drive(patient, serve().url, "--users", "5", "--warm-up", "2", "--duration", "2")
     assert (ended.exit_code, ended.record.verdict) == (3, "INVALID")
     assert "requests" in ended.breached
@@ -315,7 +315,7 @@ def test_a_saturated_generator(patient: Path, serve: Serve, monkeypatch: pytest.
     """A generator that is busy with itself makes the run INVALID: it may be what was measured."""
     spin = "def spin():\n while True:\n  end = time.monotonic() + 0.3\n  while time.monotonic() < end: pass\n"
     spin += "  gevent.sleep(0.001)\nevents.init.add_listener(lambda **_: gevent.spawn(spin))"
-    monkeypatch.setattr(run, "FOLDER", _locustfile(patient.parent, f"import time, gevent\n{spin}"))
+    monkeypatch.setattr(locust_process, "FOLDER", _locustfile(patient.parent, f"import time, gevent\n{spin}"))
     ended = drive(patient, serve().url, *SHORT, "--acceptance", str(acceptance.PATH))
     assert (ended.exit_code, ended.record.verdict) == (3, "INVALID")
     assert ended.breached & {"generator_cpu", "generator_lag"}

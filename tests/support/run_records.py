@@ -1,7 +1,6 @@
 """Runs that never happened: raw samples, and the record that a run would make of them."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.judging import acceptance, criteria, quantiles
+from loadtests.judging.analysis import analyze_results
 from loadtests.judging.verdict import decide
 from loadtests.run_record import (
     Calibration,
@@ -20,21 +20,21 @@ from loadtests.run_record import (
     RunRecord,
     Server,
 )
-from loadtests.samples import ACKNOWLEDGED, REFUSED, UNKNOWN, OrderSamples, Sample, Window
+from loadtests.running.order_samples import ACKNOWLEDGED, REFUSED, UNKNOWN, OrderSamples
+from loadtests.samples import Outcome, Sample, Window, to_lines
 
 START = 1_800_000_000.0  # of the measured time
 WARM_UP_SECONDS = 10
 
-Trouble = Callable[
-    [float, random.Random], tuple[str, int, str] | None
-]  # second -> outcome, status, error type
+# second -> outcome, status, error type
+Trouble = Callable[[float, random.Random], tuple[Outcome, int, str] | None]
 
 
 def none_at_all(second: float, chance: random.Random) -> None:
     """Every order is acknowledged."""
 
 
-def outage(second: float, chance: random.Random) -> tuple[str, int, str] | None:
+def outage(second: float, chance: random.Random) -> tuple[Outcome, int, str] | None:
     """From second 12 to 18 the database is away; requests at its edges stay unanswered."""
     if 12 <= second < 12.2 or 17.9 <= second < 18:
         return "unknown", 0, "client_timeout"
@@ -70,6 +70,14 @@ def samples(
     return made
 
 
+def columns_of(made: Sequence[Sample]) -> OrderSamples:
+    """The same in columns."""
+    orders = OrderSamples()
+    for sample in made:
+        orders.add(sample)
+    return orders
+
+
 def record_of(
     made: Sequence[Sample],
     *,
@@ -79,9 +87,7 @@ def record_of(
     **changes: Any,
 ) -> RunRecord:
     """The record of a run of the peak profile with these samples; *changes* are fields of it."""
-    orders = OrderSamples()
-    for sample in made:
-        orders.add(sample)
+    orders = columns_of(made)
     window = Window(START, START + seconds)
     counts, latency = orders.counts(window), orders.latency(ACKNOWLEDGED, window)
     chance = random.Random(7)  # noqa: S311 - as above
@@ -188,6 +194,7 @@ def record_of(
             dataset={"products": 1000, "orders_before": 0},
         ),
         calibration=Calibration(0.25, 0.25),
+        analysis=analyze_results(orders.test_data(window)),
         quantiles=quantiles.compare(latency, server),
     )
     return dataclasses.replace(made_record, **changes)
@@ -197,7 +204,7 @@ def store(directory: Path, record: RunRecord, made: Sequence[Sample] = ()) -> Pa
     """A run's directory as the runner leaves it."""
     directory.mkdir(parents=True)
     (directory / "report.json").write_bytes(record.to_json())
-    (directory / "orders-1.jsonl").write_text("".join(json.dumps(tuple(sample)) + "\n" for sample in made))
+    (directory / "orders-1.jsonl").write_bytes(to_lines(made))
     return directory
 
 

@@ -1,9 +1,8 @@
-from pathlib import Path
-
 import pytest
 
-from loadtests.judging.analysis import RunData, analyze_results, read_test_data
-from tests.support.run_records import START, outage, record_of, samples, store
+from loadtests.judging.analysis import RunData, analyze_results
+from loadtests.samples import Outcome, Window
+from tests.support.run_records import START, columns_of, outage, record_of, samples
 
 
 def test_figures_have_the_plans_names_and_units() -> None:
@@ -27,23 +26,24 @@ def test_all_failed_is_an_error_rate_of_one() -> None:
     assert analyze_results(data) == {"avg_response_time": None, "error_rate": 1.0, "throughput": 0.0}
 
 
-def test_raw_samples_give_what_the_record_says(tmp_path: Path) -> None:
+def test_raw_samples_give_what_the_record_says() -> None:
     """The warm-up, what began after the end, and cancellations stay out; refused orders have no response time."""
     made = samples(trouble=outage)
     cancelled = made[700]._replace(operation="cancel", status=500)
     record = record_of(made)
-    metrics = analyze_results(read_test_data(record, store(tmp_path / "peak-1", record, [*made, cancelled])))
+    metrics = analyze_results(columns_of([*made, cancelled]).test_data(Window(START, START + 30)))
+    assert metrics == record.analysis
     assert metrics["avg_response_time"] == pytest.approx(record.acknowledged.mean_ms, rel=1e-4)
     failed = record.counts.server_errors + record.counts.transport_errors
     assert metrics["error_rate"] == failed / record.counts.sent > 0
     assert metrics["throughput"] == record.orders_per_second
 
 
-def test_client_errors_and_cut_off_requests_are_not_failures_of_the_service(tmp_path: Path) -> None:
+def test_client_errors_and_cut_off_requests_are_not_failures_of_the_service() -> None:
     """The error rate counts 5xx and missing answers; not 4xx, nor what the end of the run cut off."""
     plain = samples(seconds=1, rate=4)
     inside = next(i for i, sample in enumerate(plain) if sample.started_at >= START)
-    outcomes = [
+    outcomes: list[tuple[Outcome, int, str]] = [
         ("refused", 409, "out_of_stock"),
         ("unknown", 0, "cut_off"),
         ("unknown", 0, "reset"),
@@ -51,6 +51,5 @@ def test_client_errors_and_cut_off_requests_are_not_failures_of_the_service(tmp_
     ]
     for i, (outcome, status, error_type) in enumerate(outcomes, inside):
         plain[i] = plain[i]._replace(outcome=outcome, status=status, error_type=error_type)
-    record = record_of(plain, seconds=1)
-    data = read_test_data(record, store(tmp_path / "peak-1", record, plain))
+    data = columns_of(plain).test_data(Window(START, START + 1))
     assert data["errors"] == [False, False, True, True]

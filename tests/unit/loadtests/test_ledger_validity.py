@@ -6,16 +6,23 @@ from collections.abc import Sequence
 import pytest
 
 from loadtests.judging import acceptance
-from loadtests.judging.ledger import compare
+from loadtests.judging.ledger import Answers, compare
 from loadtests.judging.verdict import Validity
 from loadtests.run_record import Check, Counts, Generator, Ledger
-from loadtests.samples import Sample
+from loadtests.samples import Operation, Outcome, Sample
 
 LIMITS = acceptance.load().validity
 
 
-def sample(outcome: str, key: str, order_id: str = "", operation: str = "create") -> Sample:
+def sample(outcome: Outcome, key: str, order_id: str = "", operation: Operation = "create") -> Sample:
     return Sample(operation, key, order_id, 201, outcome, "", 0.0, 0.01, 0.0, replayed=False)
+
+
+def held(samples: Sequence[Sample], stored: Sequence[tuple[str, str | None]]) -> Ledger:
+    answers = Answers()
+    for each in samples:
+        answers.add(each)
+    return compare(answers, stored, Counts())
 
 
 A1 = sample("acknowledged", "k1", "o1")
@@ -26,10 +33,9 @@ U4 = sample("unknown", "k4")
 
 def test_a_clean_ledger() -> None:
     """Acknowledged orders are stored, an unknown one may be."""
-    found = compare([A1, A2, R3, U4], [("o1", "k1"), ("o2", "k2"), ("o4", "k4")])
+    found = held([A1, A2, R3, U4], [("o1", "k1"), ("o2", "k2"), ("o4", "k4")])
     assert (found.lost, found.unexpected, found.doubled) == ((), (), ())
     assert (found.stored, found.unknown_stored) == (3, 1)
-    assert found.counts == Counts(sent=4, acknowledged=2, refused=1, unknown=1)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +68,17 @@ def test_what_is_found(
     samples: Sequence[Sample], stored: Sequence[tuple[str, str | None]], figure: str, named: tuple[str, ...]
 ) -> None:
     """A breach names the order or the key."""
-    assert getattr(compare(samples, stored), figure) == named
+    assert getattr(held(samples, stored), figure) == named
 
 
 def test_the_api_tells_no_keys() -> None:
     """Without keys, as many orders may be stored without acknowledgement as requests are unknown."""
-    found = compare([A1, U4], [("o1", None), ("o4", None)])
+    found = held([A1, U4], [("o1", None), ("o4", None)])
     assert (found.unexpected, found.unknown_stored) == ((), 1)
 
 
 def test_a_cancellation_is_no_order() -> None:
-    assert compare([sample("acknowledged", "", "o1", "cancel")], []).lost == ()
+    assert held([sample("acknowledged", "", "o1", "cancel")], []).lost == ()
 
 
 CLEAN = Validity(

@@ -1,0 +1,40 @@
+"""A criterion as the reports' tables show it."""
+
+from dataclasses import dataclass
+
+from loadtests.quantities import change, quantity
+from loadtests.run_record import Criterion
+
+
+@dataclass(frozen=True)
+class CriterionRow:
+    """The cells of one row."""
+
+    of: Criterion
+
+    @property
+    def value(self) -> str:
+        """What was measured."""
+        return quantity(self.of.value, self.of.unit)
+
+    @property
+    def limit(self) -> str:
+        """What it must keep."""
+        return f"{self.of.comparison} {quantity(self.of.limit, self.of.unit)}"
+
+    @property
+    def margin(self) -> str:
+        """How far it is from its limit, as a share of the limit; negative: beyond it."""
+        if self.of.value is None or not self.of.limit:
+            return "-"
+        share = self.of.value / self.of.limit - 1
+        return change(1 + (share if self.of.comparison == ">=" else -share))
+
+    @property
+    def used(self) -> float | None:
+        """How much of the limit is used up, in percent, at most 100; None: no such thing."""
+        if self.of.value is None or not self.of.limit:
+            return None
+        if self.of.comparison == ">=":
+            return min(100.0, self.of.limit / self.of.value * 100) if self.of.value else 100.0
+        return min(100.0, self.of.value / self.of.limit * 100)

@@ -1,0 +1,43 @@
+"""A load test before it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.judging import acceptance
+from loadtests.users.profiles import Profile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The load, the target, and what the run is judged by."""
+
+    profile: Profile
+    users: int
+    spawn_rate: float
+    duration_seconds: float  # measured, after the warm-up
+    settle_seconds: float  # of the warm-up, once all users are there
+    command: str
+    host: str | None = None  # None: what Prometheus scrapes; without one a service of our own
+    metrics_urls: Sequence[str] = ()
+    dsn: str | None = None
+    prometheus_url: str | None = None
+    elasticsearch_url: str | None = None
+    api_key: str | None = None
+    strict: bool = False
+    processes: int = 1
+    rate_per_second: float | None = None  # the open model's
+    acceptance_path: Path = acceptance.PATH
+
+    @property
+    def ramp_seconds(self) -> float:
+        """Until all users are there."""
+        return self.users / self.spawn_rate
+
+    @property
+    def load(self) -> str:
+        """The load in words."""
+        if self.rate_per_second is not None:
+            return f"{self.rate_per_second:g} orders/s offered for {self.duration_seconds:g} s"
+        least, most = self.profile.wait_seconds
+        return f"{self.users} users, {least:g} to {most:g} s between two orders, {self.duration_seconds:g} s"
