@@ -149,7 +149,7 @@ def _run(
             raise RuntimeError(
                 f"{folder.parent} needs {needed / 2**30:.0f} GiB free; TMPDIR names another place"
             )
-        postgres = stack.enter_context(processes.embedded_postgres(folder))
+        postgres = stack.enter_context(processes.steady_postgres(folder))
         sized = []
         for size in sizes:
             steps.next(f"starting a service for {size:,} orders")

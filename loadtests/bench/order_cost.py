@@ -121,7 +121,7 @@ def _run(
 ) -> list[Round]:
     steps = Steps(console, len(contestants) * (1 + len(loads) * rounds))
     with steps, processes.scratch_directory() as folder, contextlib.ExitStack() as stack:
-        postgres = stack.enter_context(processes.embedded_postgres(folder))
+        postgres = stack.enter_context(processes.steady_postgres(folder))
         running = []
         for contestant in contestants:
             steps.next(f"starting {contestant.name}")

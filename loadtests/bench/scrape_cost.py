@@ -105,7 +105,7 @@ def _run(
     steps = Steps(console, 2 + len(loads) * 2 * rounds)
     with steps, processes.scratch_directory() as folder, contextlib.ExitStack() as stack:
         steps.next("starting the service")
-        postgres = stack.enter_context(processes.embedded_postgres(folder))
+        postgres = stack.enter_context(processes.steady_postgres(folder))
         server = stack.enter_context(processes.service(postgres.create_database("bench_scrape"), folder))
         requests = generator.OrderRequests(server.url)
         steps.next("scraping an idle service")

@@ -33,6 +33,12 @@ class Postgres:
 
     pid: int
     dsn: str
+    log_path: Path
+
+    @property
+    def trouble(self) -> str:
+        """Its complaints so far. It restarts a server that dies, so that a run would go on unnoticed."""
+        return self.log_path.read_text(errors="replace").strip()
 
     def create_database(self, name: str) -> str:
         """Make an empty database; its DSN."""
@@ -72,17 +78,27 @@ def scratch_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def embedded_postgres(folder: Path) -> Iterator[Postgres]:
-    """The embedded Postgres in a process of its own, with the settings the service ships."""
+    """The embedded Postgres in a process of its own, with the settings the service ships; it ends with the block.
+
+    Raises:
+        RuntimeError: it does not start; the message holds the end of what it said.
+    """
     log_path = folder / "postgres.log"
     command = [sys.executable, "-m", "app.embedded_postgres", str(folder / "postgres")]
     with log_path.open("wb") as log, child(command, stdout=subprocess.PIPE, stderr=log) as process:
         dsn = process.stdout.readline().decode().strip() if process.stdout else ""
         if not dsn:
-            raise RuntimeError(f"the embedded Postgres did not start: {log_path.read_text()}")
-        yield Postgres(process.pid, dsn)
-        # It restarts a server that dies, so that a run would go on, with figures that mean nothing.
-        if trouble := log_path.read_text():
-            raise RuntimeError(f"the embedded Postgres did not keep running: {trouble}")
+            raise RuntimeError(f"the embedded Postgres did not start: {tail(log_path)}")
+        yield Postgres(process.pid, dsn, log_path)
+
+
+@contextlib.contextmanager
+def steady_postgres(folder: Path) -> Iterator[Postgres]:
+    """The same, where nobody asks for its trouble: a RuntimeError at the end of the block if it had any."""
+    with embedded_postgres(folder) as postgres:
+        yield postgres
+        if postgres.trouble:
+            raise RuntimeError(f"the embedded Postgres did not keep running: {postgres.trouble}")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ class Target:
     metrics_urls: Sequence[str]  # a `/metrics` page for every replica
     dsn: str | None  # of its database
     pids: Sequence[int] = ()  # of service processes on this machine
-    postgres_log: Path | None = None
+    postgres: processes.Postgres | None = None  # ours
 
     @property
     def memory_limit_bytes(self) -> float:
@@ -32,8 +31,8 @@ class Target:
 
     @property
     def trouble(self) -> str:
-        """What the Postgres we started complained about; it restarts itself, which would go unnoticed."""
-        return self.postgres_log.read_text(errors="replace").strip() if self.postgres_log else ""
+        """The complaints of the Postgres that was started for this run."""
+        return self.postgres.trouble if self.postgres else ""
 
 
 def deployment(url: str, metrics_urls: Sequence[str], dsn: str | None) -> Target:
@@ -68,16 +67,12 @@ def own_service(
     Raises:
         RuntimeError: one of them does not start; the message says why.
     """
-    log_path = folder / "postgres.log"
-    start_postgres = [processes.SERVICE[0], "-m", "app.embedded_postgres", str(folder / "postgres")]
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(log_path.open("wb"))
-        postgres = stack.enter_context(processes.child(start_postgres, stdout=subprocess.PIPE, stderr=log))
-        dsn = postgres.stdout.readline().decode().strip() if postgres.stdout else ""
-        if not dsn:
-            raise RuntimeError(f"the embedded Postgres did not start: {processes.tail(log_path)}")
-        service = stack.enter_context(processes.service(dsn, folder, command=command, settings=settings))
-        yield Target(service.url, [f"{service.url}/metrics"], dsn, [service.process.pid], log_path)
+    with (
+        processes.embedded_postgres(folder) as postgres,
+        processes.service(postgres.dsn, folder, command=command, settings=settings) as service,
+    ):
+        pages = [f"{service.url}/metrics"]
+        yield Target(service.url, pages, postgres.dsn, [service.process.pid], postgres)
 
 
 def cgroup_memory_limit_bytes(pid: int) -> int | None:
