@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from loadtests.bench import flame_graphs, generator, measurement, profile_page
 from loadtests.bench.flame_graphs import Profile
 from loadtests.bench.reporting import Steps, command, report_console, show_machine, table
 from loadtests.machine import processes
+from loadtests.service_side.http_client import http_client
 
 STAGES = ("parse", "price", "queue", "store", "respond")
 
@@ -73,7 +74,7 @@ def _profile(console: Console, output: Path, connections: int, seconds: float) -
     with (
         steps,
         processes.scratch_directory() as folder,
-        processes.embedded_postgres(folder) as postgres,
+        processes.steady_postgres(folder) as postgres,
     ):
         dsn = postgres.create_database("profile")
         steps.next("starting the service")
@@ -144,26 +145,30 @@ _Values = dict[tuple[str, str], float]  # by name and the value of the only labe
 @contextlib.contextmanager
 def _scraped(url: str) -> Iterator[list[tuple[float, _Values]]]:
     """(monotonic seconds, values) of the service's metrics: at once, each second, and when the block ends."""
-    scrapes = [(time.monotonic(), _metrics(url))]
+    scrapes: list[tuple[float, _Values]] = []
     ended = threading.Event()
+    with http_client(timeout_seconds=_PATIENCE_SECONDS) as client:
 
-    def scrape() -> None:
-        while not ended.wait(_SCRAPE_SECONDS):
-            scrapes.append((time.monotonic(), _metrics(url)))
+        def scrape() -> None:
+            scrapes.append((time.monotonic(), _metrics(client, url)))
 
-    thread = threading.Thread(target=scrape, daemon=True)
-    thread.start()
-    try:
-        yield scrapes
-    finally:
-        ended.set()
-        thread.join(_PATIENCE_SECONDS)
-    scrapes.append((time.monotonic(), _metrics(url)))
+        def scrape_each_second() -> None:
+            while not ended.wait(_SCRAPE_SECONDS):
+                scrape()
+
+        scrape()
+        thread = threading.Thread(target=scrape_each_second, daemon=True)
+        thread.start()
+        try:
+            yield scrapes
+        finally:
+            ended.set()
+            thread.join(_PATIENCE_SECONDS)
+        scrape()
 
 
-def _metrics(url: str) -> _Values:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 - our own URL
-        text = answer.read().decode()
+def _metrics(client: httpx.Client, url: str) -> _Values:
+    text = client.get(f"{url}/metrics").raise_for_status().text
     return {
         (sample.name, "".join(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(text)

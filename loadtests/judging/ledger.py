@@ -5,9 +5,6 @@ Every request is acknowledged, refused, or unknown (no answer). Then
 """
 
 import contextlib
-import json
-import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +12,7 @@ import psycopg2
 
 from loadtests.run_record import Counts, Ledger
 from loadtests.samples import Sample
+from loadtests.service_side.http_client import UNANSWERED, http_client, why
 
 _TIMEOUT_SECONDS = 30.0
 _PAGE_SIZE = 100
@@ -58,21 +56,20 @@ def pieces_in_database(dsn: str) -> dict[str, int]:
 
 def stored_by_api(url: str, customer_id: str, api_key: str | None) -> Iterator[tuple[str, None]]:
     """Id of every order of *customer_id*, page by page; the API does not tell keys; raises LedgerError."""
+    page = f"{url}/orders"
     query = {"customer_id": customer_id, "limit": str(_PAGE_SIZE)}
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    while True:
-        page = f"{url}/orders?{urllib.parse.urlencode(query)}"
-        request = urllib.request.Request(page, headers=headers)  # noqa: S310 - the operator's own URL
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
-                document = json.load(answer)
-            yield from ((order["id"], None) for order in document["items"])
-            cursor = document["next_cursor"]
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise LedgerError(f"{page}: {exc}") from exc
-        if cursor is None:
-            return
-        query["cursor"] = cursor
+    with http_client(timeout_seconds=_TIMEOUT_SECONDS, api_key=api_key) as client:
+        while True:
+            try:
+                document = client.get(page, params=query).raise_for_status().json()
+                ids = [order["id"] for order in document["items"]]
+                cursor = document["next_cursor"]
+            except (*UNANSWERED, ValueError, KeyError, TypeError) as exc:
+                raise LedgerError(f"{page}: {why(exc)}") from exc
+            yield from ((order_id, None) for order_id in ids)
+            if cursor is None:
+                return
+            query["cursor"] = cursor
 
 
 class Answers:

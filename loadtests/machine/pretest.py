@@ -1,10 +1,11 @@
 """What the plan does before a test, and the first question to the target."""
 
-import json
-import urllib.error
-import urllib.parse
-import urllib.request
+from collections.abc import Mapping
+from typing import Any
 
+import httpx
+
+from loadtests.service_side.http_client import UNANSWERED, http_client, why
 from loadtests.service_side.prometheus import Prometheus, PrometheusError
 
 _TIMEOUT_SECONDS = 10.0
@@ -34,18 +35,13 @@ def clear_logs(elasticsearch_url: str) -> None:
     Raises:
         PretestError: it did not.
     """
-    url = f"{elasticsearch_url.rstrip('/')}/logs-*/_delete_by_query?conflicts=proceed"
-    request = urllib.request.Request(  # noqa: S310 - the operator's own URL
-        url,
-        data=json.dumps({"query": {"match_all": {}}}).encode(),
-        headers={"Content-Type": "application/json"},
-        method="POST",
-    )
+    url = f"{elasticsearch_url.rstrip('/')}/logs-*/_delete_by_query"
+    query: Mapping[str, Any] = {"query": {"match_all": {}}}
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):  # noqa: S310 - as above
-            pass
-    except (OSError, ValueError) as exc:
-        raise PretestError(f"{url}: {exc} (ELASTICSEARCH_URL)") from exc
+        with http_client(timeout_seconds=_TIMEOUT_SECONDS) as client:
+            client.post(url, params={"conflicts": "proceed"}, json=query).raise_for_status()
+    except UNANSWERED as exc:
+        raise PretestError(f"{url}: {why(exc)} (ELASTICSEARCH_URL)") from exc
 
 
 def count_products(url: str, api_key: str | None = None) -> int:
@@ -54,18 +50,16 @@ def count_products(url: str, api_key: str | None = None) -> int:
     Raises:
         PretestError: it does not answer, or not as the order service does, or sells nothing.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     page = f"{url}/products?limit=100"
     try:
-        request = urllib.request.Request(page, headers=headers)  # noqa: S310 - the operator's own URL
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
-            products = json.load(answer)["items"]
-    except urllib.error.HTTPError as exc:
-        hint = " (LOADTEST_API_KEY)" if exc.code == 401 else ""  # noqa: PLR2004
-        raise PretestError(f"{page} answers {exc.code}{hint}") from exc
-    except (OSError, ValueError) as exc:
-        raise PretestError(f"{page} does not answer: {exc}") from exc
-    except (KeyError, TypeError) as exc:
+        with http_client(timeout_seconds=_TIMEOUT_SECONDS, api_key=api_key) as client:
+            products = client.get(page).raise_for_status().json()["items"]
+    except httpx.HTTPStatusError as exc:
+        hint = " (LOADTEST_API_KEY)" if exc.response.status_code == httpx.codes.UNAUTHORIZED else ""
+        raise PretestError(f"{page} answers {exc.response.status_code}{hint}") from exc
+    except UNANSWERED as exc:
+        raise PretestError(f"{page} does not answer: {why(exc)}") from exc
+    except (ValueError, KeyError, TypeError) as exc:
         raise PretestError(f"{page} is not the order service's") from exc
     if not products:
         raise PretestError(f"{page} has no products to order")

@@ -1,36 +1,50 @@
 """The server's side of a run from its own `/metrics` pages, read once a second."""
 
-import re
 import threading
 import time
-import urllib.request
 from collections.abc import Iterable, Mapping
 from typing import Self
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
 from loadtests.run_record import Server
 from loadtests.samples import Window
+from loadtests.service_side.http_client import UNANSWERED, http_client, why
 from loadtests.service_side.readings import Page, Pages, Readings
 
 _TIMEOUT_SECONDS = 5.0
-_SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+class PageError(Exception):
+    """A page could not be read, or is not the order service's; the message says why."""
 
 
 def parse(text: str, at: float) -> Page:
-    """Read the text format: https://prometheus.io/docs/instrumenting/exposition_formats/."""
-    values = {}
-    for name, labels, value in _SAMPLE.findall(text):
-        pairs = sorted(pair for pair in _LABEL.findall(labels) if pair[1])
-        values[name, tuple(pairs)] = float(value)
-    return Page(at, values)
+    """The samples of a page in the text format; raises ValueError where it is not one."""
+    # 4 ms of CPU for a page of 340 lines: of ten replicas, once a second, 4 % of a core.
+    return Page(
+        at,
+        {
+            (sample.name, tuple(sorted(pair for pair in sample.labels.items() if pair[1]))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        },
+    )
 
 
-def read_page(url: str) -> Page:
-    """Read *url* now; raises OSError or ValueError where it is no metrics page."""
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - the operator's own URL
-        page = parse(answer.read().decode(), time.time())
+def read_page(client: httpx.Client, url: str) -> Page:
+    """Read *url* now.
+
+    Raises:
+        PageError: there is no page, or no order service's.
+    """
+    try:
+        page = parse(client.get(url).raise_for_status().text, time.time())
+    except (*UNANSWERED, ValueError) as exc:
+        raise PageError(f"{url}: {why(exc)}") from exc
     if page.get("orders_total", status="success", error_type="") is None:
-        raise ValueError(f"{url} has no orders_total")
+        raise PageError(f"{url} has no orders_total")
     return page
 
 
@@ -40,6 +54,7 @@ class MetricsSampler:
     def __init__(self, urls: Iterable[str], *, interval_seconds: float = 1.0) -> None:
         self._readings = Readings([Pages(url) for url in urls])
         self.trouble: dict[str, str] = {}  # url -> why its page could not be read, the last time
+        self._client = http_client(timeout_seconds=_TIMEOUT_SECONDS)
         self._interval_seconds = interval_seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -52,14 +67,15 @@ class MetricsSampler:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._client.close()
 
     def read(self) -> None:
         """Read all pages now."""
         for replica in self._readings.replicas:
             try:
-                replica.readings.append(read_page(replica.url))
+                replica.readings.append(read_page(self._client, replica.url))
                 self.trouble.pop(replica.url, None)
-            except (OSError, ValueError) as exc:
+            except PageError as exc:
                 self.trouble[replica.url] = str(exc)
 
     def finish(self) -> None:

@@ -1,14 +1,14 @@
 """What a load test asks a Prometheus."""
 
-import json
 import math
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import httpx
+
 from loadtests.samples import Window
+from loadtests.service_side.http_client import UNANSWERED, http_client, why
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -28,10 +28,11 @@ class Prometheus:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._client = http_client(timeout_seconds=_TIMEOUT_SECONDS)
 
     def reload(self) -> None:
         """POST /-/reload: it reads its configuration again; no metric is reset by it."""
-        self._send("/-/reload", method="POST")
+        self._send("POST", "/-/reload")
 
     def query(self, promql: str, at: float | None = None) -> Vector:
         """The instant vector at *at*, by default now, without NaN."""
@@ -67,20 +68,18 @@ class Prometheus:
             if alert["state"] == "firing"
         }
 
-    def _get(self, path: str, **query: object) -> Any:
-        document = self._send(f"{path}?{urllib.parse.urlencode(query)}" if query else path)
+    def _get(self, path: str, **query: str | float) -> Any:
+        answer = self._send("GET", path, query)
         try:
-            return json.loads(document)["data"]
+            return answer.json()["data"]
         except (ValueError, KeyError, TypeError) as exc:
             raise PrometheusError(f"{self.url}{path}: not the answer of a Prometheus") from exc
 
-    def _send(self, path: str, method: str = "GET") -> bytes:
-        request = urllib.request.Request(f"{self.url}{path}", method=method)  # noqa: S310 - the operator's own URL
+    def _send(self, method: str, path: str, query: Mapping[str, str | float] | None = None) -> httpx.Response:
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
-                return bytes(answer.read())
-        except (OSError, ValueError) as exc:
-            raise PrometheusError(f"{self.url}{path}: {exc}") from exc
+            return self._client.request(method, f"{self.url}{path}", params=query).raise_for_status()
+        except UNANSWERED as exc:
+            raise PrometheusError(f"{self.url}{path}: {why(exc)}") from exc
 
 
 def instance(labels: Mapping[str, str]) -> Instance:

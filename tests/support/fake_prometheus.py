@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from loadtests.service_side.http_client import http_client
 from loadtests.service_side.metrics_pages import read_page
 from loadtests.service_side.readings import Page
 
@@ -24,6 +25,7 @@ class FakePrometheus:
     def __init__(self, metrics_urls: Sequence[str], alerts: Sequence[tuple[str, str]]) -> None:
         self.url = ""
         self.requests: list[str] = []
+        self._client = http_client(timeout_seconds=10)
         self._metrics_urls = metrics_urls
         self._alerts = alerts
         self._pages: dict[str, list[Page]] = {url: [] for url in metrics_urls}
@@ -45,7 +47,7 @@ class FakePrometheus:
                 ]
             }
         for url in self._metrics_urls:
-            self._pages[url].append(read_page(url))
+            self._pages[url].append(read_page(self._client, url))
         if names := re.fullmatch(r'\{__name__=~"(.*)"\}\[\d+s\]', query["query"]):
             return {"result": list(self._samples(re.compile(names[1])))}
         return {"result": list(self._series(query["query"], instant=path.endswith("/query")))}
