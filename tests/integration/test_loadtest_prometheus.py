@@ -14,6 +14,7 @@ from loadtests.samples import Window
 from loadtests.service_side.metrics_pages import MetricsSampler
 from loadtests.service_side.plan_queries import PLAN_QUERIES
 from monitoring.local import Monitor
+from tests.support.loadtest_environment import clear_options
 from tests.support.patient_acceptance import patient_acceptance
 
 pytestmark = [
@@ -56,8 +57,7 @@ def test_every_figure(
     tmp_path: Path, service: processes.Server, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PROMETHEUS_URL alone: what it scrapes is tested, every criterion measured, every figure that of `/metrics`."""
-    for name in (*command.VARIABLES, "DATABASE_URL", "DSN", "LOADTEST_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    clear_options(monkeypatch)
     results = tmp_path / "results"
     arguments = ["--users", "30", "--spawn-rate", "30", "--warm-up", "5", "--results", str(results)]
     arguments += ["--duration", str(MEASURED_SECONDS), "--acceptance", str(patient_acceptance(tmp_path))]

@@ -22,6 +22,7 @@ from loadtests.samples import read_samples
 from tests.support import performance_test_plan
 from tests.support.balancer import balancer
 from tests.support.fake_prometheus import fake_prometheus
+from tests.support.loadtest_environment import clear_options
 from tests.support.patient_acceptance import patient_acceptance
 
 SHORT = ("--users", "20", "--spawn-rate", "20", "--warm-up", "1", "--duration", "4")
@@ -34,8 +35,7 @@ Serve = Callable[..., processes.Server]
 @pytest.fixture(autouse=True)
 def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the developer has set is not what is tested."""
-    for name in (*command.VARIABLES, "DATABASE_URL", "DSN", "USERS", "LOADTEST_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    clear_options(monkeypatch)
 
 
 @pytest.fixture
