@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtests.comparing.comparison import find
+from loadtests.comparing.stored_runs import find
 from loadtests.judging.acceptance import AcceptanceError
 from loadtests.options import parse
 from loadtests.reports import report

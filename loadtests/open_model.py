@@ -4,11 +4,11 @@ The other load tests are closed: a user waits for an answer before the next orde
 the orders that it would have kept waiting are never measured (coordinated omission). Here arrivals come on a schedule
 (`--rate` per second in all, `--arrivals` poisson or constant), from the moment when all users are there. Users (`-u`)
 are the workers that send them: the bound on orders in flight. Latency counts from the intended start, in Locust's
-figures and in the ledger. The last line reports the rate that was offered, the part of it that was achieved, and how
-much of that was late.
+figures and in the samples. When the test ends, a line of the log reports the rate that was offered, the part of it
+that was achieved, and how much of that was late.
 
-Choose `-u` above rate x latency; without it there is a worker for each arrival of a second. Across worker processes
-the rate is divided evenly between those that are there when the arrivals start.
+Choose `-u` above rate x latency; without it there is a worker for each arrival of a second, at least 10, at most
+2,000. Across worker processes the rate is divided evenly between those that are there when the arrivals start.
 """
 
 import dataclasses
@@ -43,7 +43,8 @@ _MESSAGE = "loadtest_arrivals"
 class Arrivals:
     """The arrivals of a run: this process's schedule, and, on a master, what its workers report.
 
-    It listens to the events of its environment; `totals()` is what `python -m loadtests` judges a run by.
+    The events of its environment start, share and end it. `python -m loadtests` judges a run by what the recorder
+    writes down of each process's schedule.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -66,7 +67,7 @@ class Arrivals:
             hooks.quitting.add_listener(self._print)
 
     def totals(self) -> ArrivalTotals:
-        """What was offered and achieved, by all processes; a master's figures are up to 3 s old until the end."""
+        """Arrivals offered and achieved, by all processes; a master's figures are up to 3 s old until the end."""
         total = ArrivalTotals()
         if self.schedule is not None:
             total.add(self.schedule.totals(time.perf_counter()))
@@ -83,7 +84,7 @@ class Arrivals:
             self.schedule.end(time.perf_counter())
 
     def _start(self, **_: Any) -> None:
-        """All users are there. It happens again whenever users are added, which changes no rate."""
+        """Begin once all users are there; that comes again whenever users are added, and changes no rate."""
         runner = self._environment.runner
         if isinstance(runner, MasterRunner):
             workers = sorted(runner.clients)

@@ -81,13 +81,13 @@ class Analysis(TypedDict):
 
 
 def _no_analysis() -> Analysis:
-    """That of a record from before version 2, which has none."""
+    """The analysis of a record from before version 2, which has none."""
     return {"avg_response_time": None, "error_rate": None, "throughput": None}
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What clients were told, held as sets of ids against what is stored; the warm-up is in here."""
+    """Ids told to clients, held as sets against what is stored; the warm-up is in here."""
 
     counts: Counts
     source: Literal["database", "api"] | None = None  # what was asked; None: it could not be
@@ -168,7 +168,7 @@ class QuantileGap:
 
 @dataclass(frozen=True)
 class Generator:
-    """How the generator itself did; its figures decide whether the run means anything."""
+    """The generator itself; its figures decide whether the run means anything."""
 
     processes: int
     cpu_percent: float | None = None  # of one core, mean of the busiest process
@@ -207,7 +207,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Environment:
-    """What it takes to run it again."""
+    """The environment of a run, to run it again in."""
 
     command: str
     commit: str

@@ -20,7 +20,7 @@ Outcome = Literal["acknowledged", "refused", "unknown"]
 
 
 class Sample(NamedTuple):
-    """What became of one request that changes orders."""
+    """The outcome of one request that changes orders."""
 
     operation: Operation
     key: str  # the idempotency key; empty for a cancellation
@@ -90,5 +90,5 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The length of the window."""
         return self.end - self.start

@@ -1,4 +1,4 @@
-"""What a flame graph of py-spy's says of each function, and what two of them say beside each other."""
+"""A flame graph of py-spy's as figures of each function, and two of them beside each other."""
 
 import itertools
 import re

@@ -27,7 +27,7 @@ _PATIENCE_SECONDS = 60.0  # for the answers still due when the time is up
 
 
 class Requests(Protocol):
-    """Where a connection gets its next request."""
+    """A source of requests; each connection takes its next one from here."""
 
     def next(self) -> bytes:
         """The next request, as it goes over the wire."""
@@ -85,7 +85,7 @@ class ReadRequests:
 
 @dataclass
 class Outcome:
-    """What a run did, as its clients saw it."""
+    """The answers of a run, as its clients saw them."""
 
     latencies_seconds: list[float] = field(default_factory=list)  # of the answers with a 2xx status
     answered_at: list[float] = field(default_factory=list)  # when each of them came, by time.perf_counter
@@ -193,7 +193,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _is_complete(received: bytes, head_end: int) -> bool:
-    """Whether *received* holds a whole answer; one that only the connection's end completes never is."""
+    """True where *received* holds a whole answer; one that only the connection's end completes never is."""
     body_at = head_end + 4
     length = _CONTENT_LENGTH.search(received, 0, head_end + 2)
     if length is not None:
@@ -211,6 +211,6 @@ def _has_last_chunk(received: bytes, at: int) -> bool:
 
 
 def _ends_with_connection(received: bytes, head_end: int) -> bool:
-    """Whether the answer names no length (RFC 9112, 6.3)."""
+    """True where the answer names no length (RFC 9112, 6.3)."""
     head = received[: head_end + 2]
     return _CONTENT_LENGTH.search(head) is None and _CHUNKED.search(head) is None

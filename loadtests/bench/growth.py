@@ -312,7 +312,7 @@ def summarise(results: Sequence[Round]) -> list[dict[str, Any]]:
 
 
 def reached(summary: Sequence[dict[str, Any]]) -> list[Target]:
-    """For each workload: the cost at the most stored orders over that at the fewest."""
+    """The cost of each workload at the most stored orders over that at the fewest."""
     fewest, most = (choose(row["key"] for row in summary) for choose in (min, max))
     return [
         Target(
@@ -371,7 +371,7 @@ def _soak_line(soak: Soak) -> str:
 
 
 def _series(summary: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
-    """For each workload its keys and its costs."""
+    """The keys and the costs of each workload."""
     return {
         workload: (
             [row["key"] for row in summary if row["workload"] == workload],

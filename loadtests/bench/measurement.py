@@ -19,7 +19,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured; CPU is microseconds per acknowledged request, of whole process trees."""
+    """The figures of one server under load; CPU is microseconds per acknowledged request, of whole process trees."""
 
     answers: int
     per_second: float
@@ -87,7 +87,7 @@ def measure(
 
 
 def missing_orders(dsn: str, ids: Sequence[str]) -> int:
-    """How many of the acknowledged *ids* are not an order of their own in the database."""
+    """The number of acknowledged *ids* that are not an order of their own in the database."""
     distinct = [order_id for order_id in set(ids) if _UUID.fullmatch(order_id)]
     with contextlib.closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute(_COUNT_STORED, (distinct,))

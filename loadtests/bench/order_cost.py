@@ -257,7 +257,7 @@ def _rows(summary: Sequence[dict[str, Any]], connections: int) -> list[list[str]
 
 
 def _notes(summary: Sequence[dict[str, Any]], connections: int) -> str:
-    """How far the generator was from being the bottleneck, and what was not acknowledged."""
+    """Remarks: how far the generator was from being the bottleneck, and what was not acknowledged."""
     rows = [row for row in summary if row["connections"] == connections]
     note = "the generator took " + ", ".join(
         f"{row['generator_us']:.0f} µs ({row['generator_share']:.0%} of a core) for {row['contestant']}"

@@ -1,4 +1,4 @@
-"""What processes cost, read from /proc (Linux)."""
+"""CPU and memory of processes, read from /proc (Linux)."""
 
 import os
 from pathlib import Path

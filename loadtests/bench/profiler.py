@@ -187,7 +187,7 @@ def _mean(before: _Values, after: _Values, histogram: str, label: str) -> float:
 def _allocations(
     service: processes.Server, requests: generator.Requests, folder: Path, connections: int, seconds: float
 ) -> Profile:
-    """What the service allocates under load and still holds: in the middle of it, and when it is over.
+    """Memory that the service allocates under load and still holds: in the middle of it, and when it is over.
 
     Returns:
         `orders`: how many it took; `lines`: the lines of code that hold something, as [line, line of app/ on whose

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common on a terminal: progress, tables, targets reached or not, and ends."""
+"""The benchmarks' common ground on a terminal: progress, tables, targets reached or not, and ends."""
 
 import functools
 import time
@@ -82,7 +82,7 @@ class Target:
 
     @property
     def reached(self) -> bool:
-        """Whether the median keeps the limit."""
+        """True where the median keeps the limit."""
         return self.ratio[1] >= self.limit if self.at_least else self.ratio[1] <= self.limit
 
     @property

@@ -32,7 +32,7 @@ class Scrape:
 
 @dataclass
 class Scrapes:
-    """What a scraper did; filled when its block ends."""
+    """The readings of a scraper; filled when its block ends."""
 
     done: list[Scrape] = field(default_factory=list)
 

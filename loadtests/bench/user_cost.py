@@ -1,4 +1,4 @@
-"""What an order costs in the generator: Locust's two HTTP users and ours, on one target, taking turns.
+"""The cost of an order in the generator: Locust's two HTTP users and ours, on one target, taking turns.
 
 `python -m loadtests.bench.user_cost [--rounds 5] [--seconds 3]` prints CPU microseconds per order (medians of the
 rounds), and ratios, which are what to quote: speeds drift, and do so for all three.

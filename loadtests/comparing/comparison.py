@@ -9,76 +9,36 @@ that. "No difference that these runs can show" is an answer.
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from loadtests.comparing.rank_statistics import holm, mann_whitney, ratio_interval, student_quantile
-from loadtests.quantities import change, quantity
+from loadtests.comparing.figures import METRICS, Metric, values_of
+from loadtests.comparing.noise_floor import (
+    ALPHA,
+    RUNS_NEEDED,
+    NoiseFloor,
+    floor_for,
+    measure_floor,
+    read_floors,
+    store_floor,
+)
+from loadtests.comparing.rank_statistics import holm, mann_whitney, ratio_interval
+from loadtests.comparing.stored_runs import (
+    SIDES_FILE,
+    Run,
+    find,
+    last_side,
+    load_of,
+    machine_of,
+    read_run,
+    read_side,
+)
+from loadtests.quantities import change
 from loadtests.run_record import Latency, RunRecord
 
-RUNS_NEEDED = 5  # a side: with fewer no order of the runs is rare enough to survive Holm's correction
-FLOOR_FILE = "noise-floor.json"
-SIDES_FILE = "comparison.json"
-
-_ALPHA = 0.05
-
 Claim = Literal["better", "worse", "no difference", "cannot tell"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Something that two builds are compared by."""
-
-    name: str
-    title: str
-    unit: str
-    of: Callable[[RunRecord], float | None]
-    more_is_better: bool = False
-
-
-# Six, not more: complete separation of five runs from five has p = 2/252, which survives six comparisons at 5 %.
-METRICS = (
-    Metric(
-        "orders_per_second", "Orders per second", "/s", lambda r: r.orders_per_second, more_is_better=True
-    ),
-    Metric("mean_ms", "Average response time", "ms", lambda r: r.acknowledged.mean_ms),
-    Metric("p50_ms", "50th percentile", "ms", lambda r: r.acknowledged.p50_ms),
-    Metric("p95_ms", "95th percentile", "ms", lambda r: r.acknowledged.p95_ms),
-    Metric("p99_ms", "99th percentile", "ms", lambda r: r.acknowledged.p99_ms),
-    Metric("cpu_us_per_order", "Service CPU per order", "µs", lambda r: r.server.cpu_us_per_order),
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run and what its directory is called."""
-
-    name: str
-    record: RunRecord
-
-
-@dataclass(frozen=True)
-class NoiseFloor:
-    """How far runs of one build lay apart on one machine under one load."""
-
-    machine: Mapping[str, str]
-    load: Mapping[str, str]
-    runs: int
-    deviation: Mapping[str, float]  # of the logarithm of each metric
-
-    def limit(self, metric: str, baseline_runs: int, candidate_runs: int) -> float | None:
-        """The largest |log ratio| of two sides' medians that is still noise, all metrics taken together.
-
-        A prediction interval for the difference of new runs (Student's t), with Bonferroni's correction.
-        """
-        if metric not in self.deviation:
-            return None
-        quantile = student_quantile(1 - _ALPHA / len(METRICS) / 2, self.runs - 1)
-        return quantile * self.deviation[metric] * math.sqrt(1 / baseline_runs + 1 / candidate_runs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What can be said of two sides, and how."""
+    """Two sides, the difference that can be claimed, and how it is known."""
 
     baseline: tuple[str, ...]  # names of runs
     candidate: tuple[str, ...]
@@ -131,7 +91,7 @@ def compare(
     """Hold *candidate* against *baseline*, each one or more runs of one build."""
     first, second = [run.record for run in baseline], [run.record for run in candidate]
     drift = _drift(first, second)
-    floor = _floor_for(first, second, floors)
+    floor = floor_for(first, second, floors)
     trouble = _trouble(baseline, candidate)
     method: Literal["rank test", "noise floor", "none"] = "none"
     if trouble:
@@ -176,7 +136,7 @@ def _rows(
 ) -> Iterable[Row]:
     measured = []
     for metric in METRICS:
-        before, after = _values(metric, first), _values(metric, second)
+        before, after = values_of(metric, first), values_of(metric, second)
         if before and after:
             measured.append((metric, before, after))
     p_values: Sequence[float | None] = [None] * len(measured)
@@ -210,7 +170,7 @@ def _claim(
 ) -> Claim:
     if low is None or high is None:
         return "cannot tell"
-    if p is not None and p >= _ALPHA:
+    if p is not None and p >= ALPHA:
         return "no difference"
     machine = max(drift, 1 / drift) if drift else 1.0  # it may have moved a metric either way
     if 1 / machine <= high and low <= machine:
@@ -218,32 +178,8 @@ def _claim(
     return "better" if (low > 1) == metric.more_is_better else "worse"
 
 
-def _values(metric: Metric, records: Iterable[RunRecord]) -> list[float]:
-    """Of every run that has it; none where one lacks it: the rest would be a selection."""
-    values = [metric.of(record) for record in records]
-    return [value for value in values if value] if all(values) else []
-
-
-def load_of(record: RunRecord) -> Mapping[str, str]:
-    """What must be the same for two runs to be comparable."""
-    return {
-        "profile": record.profile,
-        "model": record.model,
-        "users": str(record.users),
-        "wait": "{:g} to {:g} s".format(*record.wait_seconds),
-        "offered": quantity(record.offered_per_second, "/s") if record.offered_per_second else "closed model",
-        "duration": f"{record.planned_seconds:g} s",
-    }
-
-
-def machine_of(record: RunRecord) -> Mapping[str, str]:
-    """What the noise floor belongs to."""
-    machine = record.environment.machine
-    return {name: str(machine.get(name)) for name in ("cpu", "cores", "memory_bytes")}
-
-
 def _trouble(baseline: Sequence[Run], candidate: Sequence[Run]) -> str:
-    """Why the sides cannot be compared; empty: they can."""
+    """The reason why the sides cannot be compared; empty: they can."""
     for run in (*baseline, *candidate):
         if run.record.verdict == "INVALID":
             return f"{run.name} is INVALID, and its figures mean nothing"
@@ -294,104 +230,6 @@ def _changed(first: RunRecord, second: RunRecord) -> Iterable[tuple[str, str, st
     for name in dict.fromkeys((*before, *after)):
         if before.get(name) != after.get(name) and name != "target":
             yield name, before.get(name, "-"), after.get(name, "-")
-
-
-def measure_floor(records: Sequence[RunRecord]) -> NoiseFloor | None:
-    """The noise floor that runs of one build show; None: too few, or not fit to be compared."""
-    if len(records) < RUNS_NEEDED or any(r.verdict == "INVALID" or not r.complete for r in records):
-        return None
-    if any(load_of(r) != load_of(records[0]) or machine_of(r) != machine_of(records[0]) for r in records):
-        return None
-    deviation = {}
-    for metric in METRICS:
-        if values := _values(metric, records):
-            deviation[metric.name] = statistics.stdev(map(math.log, values))
-    return NoiseFloor(machine_of(records[0]), load_of(records[0]), len(records), deviation)
-
-
-_FLOORS = TypeAdapter(tuple[NoiseFloor, ...])
-
-
-def read_floors(results: Path) -> tuple[NoiseFloor, ...]:
-    """What is stored in *results*; nothing where there is none, or it cannot be read."""
-    try:
-        return _FLOORS.validate_json((results / FLOOR_FILE).read_bytes())
-    except (OSError, ValidationError):
-        return ()
-
-
-def store_floor(results: Path, floor: NoiseFloor) -> None:
-    """Keep *floor*, in place of an older one of the same machine and load."""
-    others = [f for f in read_floors(results) if (f.machine, f.load) != (floor.machine, floor.load)]
-    partial = results / f"{FLOOR_FILE}.partial"
-    partial.write_bytes(_FLOORS.dump_json((*others, floor), indent=1))
-    partial.rename(results / FLOOR_FILE)
-
-
-def _floor_for(
-    first: Sequence[RunRecord], second: Sequence[RunRecord], floors: Iterable[NoiseFloor]
-) -> NoiseFloor | None:
-    wanted = machine_of(second[-1]), load_of(second[-1])
-    if (machine_of(first[-1]), load_of(first[-1])) != wanted:
-        return None
-    return next((floor for floor in floors if (floor.machine, floor.load) == wanted), None)
-
-
-def read_run(directory: Path) -> Run:
-    """The run in *directory*, or whose `report.json` it is.
-
-    Raises:
-        OSError, pydantic.ValidationError: there is no run, or none of this form.
-    """
-    file = directory if directory.is_file() else directory / "report.json"
-    return Run(file.resolve().parent.name, RunRecord.from_json(file.read_bytes()))
-
-
-def read_side(directory: Path) -> list[Run]:
-    """The run in *directory* and the others made in one go with it (`RUNS=n`)."""
-    run = read_run(directory)
-    folder = directory.resolve().parent if directory.is_file() else directory.resolve()
-    try:
-        names = json.loads((folder / SIDES_FILE).read_bytes())["runs"]
-        return [read_run(folder.parent / name) for name in names if name != run.name] + [run]
-    except (OSError, ValueError, KeyError):
-        return [run]
-
-
-def last_side(results: Path, candidate: Sequence[Run]) -> list[Run]:
-    """The runs in *results* to compare with unless others are named: the last of the same load that counts."""
-    own, newest = {run.name for run in candidate}, candidate[-1].record
-    earlier = []
-    for file in results.glob(f"{newest.profile}-*/report.json"):
-        if file.parent.name in own:
-            continue
-        try:
-            run = read_run(file)
-        except (OSError, ValidationError):
-            continue
-        before = run.record.started_at < candidate[0].record.started_at
-        if (
-            before
-            and run.record.complete
-            and run.record.verdict != "INVALID"
-            and load_of(run.record) == load_of(newest)
-        ):
-            earlier.append(run)
-    if not earlier:
-        return []
-    return read_side(results / max(earlier, key=lambda run: run.record.started_at).name)
-
-
-def find(baseline: str | Path, results: Path) -> Path:
-    """The directory that *baseline* means: a path, or the name of a run in *results*.
-
-    Raises:
-        FileNotFoundError: there is no such run.
-    """
-    for path in (Path(baseline), results / baseline):
-        if path.is_file() or (path / "report.json").is_file():
-            return path
-    raise FileNotFoundError(f"BASELINE={baseline}: no run of that name, neither here nor in {results}")
 
 
 def compare_run(

@@ -64,7 +64,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @functools.cache
 def student_quantile(probability: float, degrees: int) -> float:
-    """Student's t: the value that *probability* (0.5 to 1) of its distribution lies below."""
+    """Student's t: the value that *probability* (0.5 to 1) of its distribution lies below.
+
+    SciPy has it, and is 100 MB for these few lines; tests hold them to printed tables.
+    """
     low, high = 0.0, 1.0
     while _student_cdf(high, degrees) < probability:
         high *= 2
@@ -75,7 +78,7 @@ def student_quantile(probability: float, degrees: int) -> float:
 
 
 def _ways(ranks: Sequence[int], chosen: int) -> dict[int, int]:
-    """How many of the choices of *chosen* of *ranks* have each sum."""
+    """By sum: the number of choices of *chosen* of *ranks* that have it."""
     ways: list[dict[int, int]] = [{0: 1}, *({} for _ in range(chosen))]
     for rank in ranks:
         for size in range(chosen, 0, -1):
@@ -85,7 +88,7 @@ def _ways(ranks: Sequence[int], chosen: int) -> dict[int, int]:
 
 
 def _student_cdf(value: float, degrees: int) -> float:
-    """For *value* >= 0, by Simpson's rule over the angle whose tangent is value / sqrt(degrees)."""
+    """The part below *value* >= 0, by Simpson's rule over the angle whose tangent is value / sqrt(degrees)."""
     angle = math.atan(value / math.sqrt(degrees))
     step = angle / _STEPS
     weights = (1 if i in (0, _STEPS) else 4 if i % 2 else 2 for i in range(_STEPS + 1))

@@ -1,6 +1,6 @@
-"""What a comparison can see on this machine: nothing between two equal builds, 30 %, and perhaps 10 %.
+"""The sensitivity of a comparison on this machine: nothing between two equal builds, 30 %, and perhaps 10 %.
 
-    python -m loadtests.comparing.sensitivity [--runs 5] [--duration 15s] [--profile stress]
+    python -m loadtests.comparing.sensitivity [--runs 5] [--duration 15] [--profile stress]
 
 Four builds take turns, run by run, so that what changes on the machine changes for all of them: the service twice
 over, and the service with so much more work in each order that it costs 10 % and 30 % more CPU than in the first run.
@@ -9,7 +9,6 @@ not found. The runs of the first side are stored as this machine's noise floor. 
 """
 
 import argparse
-import importlib.util
 import json
 import statistics
 import sys
@@ -20,7 +19,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtests.comparing.comparison import RUNS_NEEDED, Comparison, Run, compare, measure_floor, store_floor
+from loadtests.comparing.comparison import Comparison, compare
+from loadtests.comparing.noise_floor import RUNS_NEEDED, measure_floor, store_floor
+from loadtests.comparing.stored_runs import Run
 from loadtests.machine import processes, target
 from loadtests.quantities import change, quantity
 from loadtests.run_record import RunRecord
@@ -38,7 +39,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 @dataclass(frozen=True)
 class Build:
-    """One side."""
+    """A build of the service, by how much slower it is."""
 
     name: str
     slower_by: float  # share of the CPU of an order
@@ -64,8 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runs < RUNS_NEEDED:
         parser.error(f"--runs: at least {RUNS_NEEDED}")
-    if importlib.util.find_spec(_SLOWER_SERVICE) is None:
-        parser.error(f"{_SLOWER_SERVICE} is not here: run it in a checkout")
     profile = PROFILES[options.profile]
     options.results.mkdir(parents=True, exist_ok=True)
     sides: dict[Build, list[Run]] = {build: [] for build in BUILDS}
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def holds(compared: Mapping[Build, Comparison]) -> bool:
-    """Whether equal builds show no difference and 30 % is found, in the figure it was put into."""
+    """True where equal builds show no difference and 30 % is found, in the figure it was put into."""
     said = {
         build.name: {row.name: row.claim for row in comparison.rows} for build, comparison in compared.items()
     }

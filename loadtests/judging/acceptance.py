@@ -1,4 +1,4 @@
-"""What a load test must show, as `acceptance.toml` says it."""
+"""The acceptance criteria, as `acceptance.toml` says them."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,16 +31,16 @@ class Requirement(_Strict):
     samples: PositiveInt = 1
 
     def limit_for(self, profile: str) -> float | None:
-        """Its limit; None: it does not judge *profile*."""
+        """The limit under *profile*; None: that is not judged by it."""
         return self.limit.get(profile) if isinstance(self.limit, Mapping) else self.limit
 
     def holds(self, value: float, limit: float) -> bool:
-        """Whether *value* keeps *limit*."""
+        """True where *value* keeps *limit*."""
         return {"<": value < limit, "<=": value <= limit, ">=": value >= limit}[self.comparison]
 
 
 class ValidityLimits(_Strict):
-    """Where a run stops meaning anything."""
+    """The limits past which a run means nothing."""
 
     client_error_percent: float
     generator_cpu_percent: float

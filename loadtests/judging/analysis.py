@@ -1,4 +1,4 @@
-"""The plan's post-test analysis: three figures from what a load test has written down."""
+"""The plan's post-test analysis: three figures from the samples of a load test."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from loadtests.run_record import Analysis
 
 
 class Requests(TypedDict):
-    """How many orders were acknowledged, and over which time."""
+    """The number of orders acknowledged, and the time it took."""
 
     acknowledged: int
     seconds: float
 
 
 class RunData(TypedDict):
-    """What `analyze_results` takes."""
+    """The samples of a load test, as `analyze_results` takes them."""
 
     response_times: Sequence[float]  # ms, one for each acknowledged order
     errors: Sequence[bool]  # one for each order sent: True where the service failed (5xx, or no answer)
@@ -41,7 +41,7 @@ def analyze_results(test_data: RunData) -> Analysis:
 
 
 def calculate_average(response_times: Sequence[float]) -> float | None:
-    """Their arithmetic mean, in their unit."""
+    """The arithmetic mean, in the unit of the times."""
     return math.fsum(response_times) / len(response_times) if response_times else None
 
 

@@ -1,4 +1,4 @@
-"""What clients were told, held as sets against what is stored. Everything of the run counts, the warm-up too.
+"""The ledger of a run: sets of ids, told to clients against stored. The whole run counts, the warm-up too.
 
 Every request is acknowledged, refused, or unknown (no answer). Then
     acknowledged <= stored, stored - acknowledged <= unknown, nothing is stored twice.
@@ -36,7 +36,7 @@ _SELECT_PIECES = """
 
 
 class LedgerError(Exception):
-    """What is stored could not be read; the message says why."""
+    """The stored orders could not be read; the message says why."""
 
 
 def stored_in_database(dsn: str, customer_id: str) -> Iterator[tuple[str, str]]:
@@ -48,7 +48,7 @@ def stored_in_database(dsn: str, customer_id: str) -> Iterator[tuple[str, str]]:
 
 
 def pieces_in_database(dsn: str) -> dict[str, int]:
-    """For every product the stock and what orders hold of it: no order may change that sum; raises LedgerError."""
+    """The stock of every product plus what orders hold of it, a sum no order may change; raises LedgerError."""
     with _connection(dsn) as connection, connection.cursor() as cursor:
         cursor.execute(_SELECT_PIECES)
         return dict(cursor.fetchall())
@@ -73,7 +73,7 @@ def stored_by_api(url: str, customer_id: str, api_key: str | None) -> Iterator[t
 
 
 class Answers:
-    """What the clients of a run were told of their orders, noted as the samples come."""
+    """The clients' side: what a run's requests were told of their orders, noted as the samples come."""
 
     def __init__(self) -> None:
         self.given: Counter[str] = Counter()  # ids given to a request

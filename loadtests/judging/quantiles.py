@@ -37,7 +37,7 @@ def _bucket(edges: Sequence[float], place: int) -> tuple[float, float | None]:
 
 
 def conclusion(gap: QuantileGap) -> str:
-    """How far the two are apart, in a sentence."""
+    """The distance of the two, in a sentence."""
     if gap.buckets_apart == 0:
         return f"the same bucket, {_edges(gap.client_bucket_ms)}"
     service, client = _edges(gap.service_bucket_ms), _edges(gap.client_bucket_ms)
@@ -50,7 +50,7 @@ def conclusion(gap: QuantileGap) -> str:
 
 
 def explanation(client: Latency, service: Server) -> str:
-    """What the two measure, how far their means are apart, and where the service's figures come from."""
+    """The meaning of the two, the distance of their means, and where the service's figures come from."""
     parts = [_EXPLANATION]
     if client.mean_ms is not None and service.processing_mean_ms is not None:
         apart = quantity(client.mean_ms - service.processing_mean_ms, "ms")

@@ -1,4 +1,4 @@
-"""Whether the figures mean anything, and then what they say."""
+"""The verdict: first whether the figures mean anything, then what they say."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _NAMED = 5  # ids in a sentence; the record holds all
 
 @dataclass(frozen=True)
 class Validity:
-    """What the checks look at."""
+    """The facts that the checks look at."""
 
     counts: Counts  # of the measured time
     ledger: Ledger  # of the whole run

@@ -1,4 +1,4 @@
-"""Whether the machine changed meanwhile: by one fixed piece of work, and by what its host gave to others."""
+"""Changes of the machine during a run: of one fixed piece of work, and of what its host gave to others."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class CpuTimes(NamedTuple):
 
 
 def cpu_times() -> CpuTimes | None:
-    """Those of now, from the first line of /proc/stat (proc_stat(5)); None where there is none."""
+    """The ticks so far, from the first line of /proc/stat (proc_stat(5)); None where there is none."""
     try:
         first, _, _ = Path("/proc/stat").read_text().partition("\n")
     except OSError:

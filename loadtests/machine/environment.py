@@ -1,4 +1,4 @@
-"""What it takes to run a load test again: versions, machine, database settings, dataset."""
+"""The environment of a run, to run it again in: versions, machine, database settings, dataset."""
 
 import contextlib
 import importlib.metadata
@@ -39,7 +39,7 @@ def versions() -> Mapping[str, str]:
 
 
 def machine() -> Mapping[str, str | int | float | None]:
-    """What the generator, and without HOST everything else, runs on."""
+    """The machine of the generator, and without HOST of everything else."""
     memory = None
     with contextlib.suppress(ValueError, OSError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -53,7 +53,7 @@ def machine() -> Mapping[str, str | int | float | None]:
 
 
 def database_settings(dsn: str | None) -> Mapping[str, str]:
-    """Those that decide what a commit costs; empty without a DSN."""
+    """The settings that decide what a commit costs; empty without a DSN."""
     if dsn is None:
         return {}
     query = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY (%s)"
@@ -63,7 +63,7 @@ def database_settings(dsn: str | None) -> Mapping[str, str]:
 
 
 def dataset(dsn: str | None) -> Mapping[str, str | int | None]:
-    """How much was there before the run; empty without a DSN."""
+    """Rows that were there before the run; empty without a DSN."""
     if dsn is None:
         return {}
     query = "SELECT (SELECT count(*) FROM products), (SELECT count(*) FROM orders)"

@@ -1,4 +1,4 @@
-"""What the plan does before a test, and the first question to the target."""
+"""The plan's steps before a test, and the first question to the target."""
 
 from collections.abc import Mapping
 from typing import Any

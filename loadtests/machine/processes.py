@@ -37,7 +37,10 @@ class Postgres:
 
     @property
     def trouble(self) -> str:
-        """Its complaints so far. It restarts a server that dies, so that a run would go on unnoticed."""
+        """The complaints so far; empty: none.
+
+        The launcher restarts a server that dies, so that a run would go on and nobody notice.
+        """
         return self.log_path.read_text(errors="replace").strip()
 
     def create_database(self, name: str) -> str:
@@ -173,7 +176,7 @@ def tail(path: Path, characters: int = 2000) -> str:
 
 
 def machine() -> dict[str, str | int | None]:
-    """What the figures come from."""
+    """The hardware and the interpreter that the figures come from."""
     processors = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.*)", processors.read_text()) if processors.exists() else None
     return {

@@ -1,4 +1,4 @@
-"""What is tested: a deployment that runs already, or a service of our own on a fresh embedded Postgres."""
+"""The target of a run: a deployment that runs already, or a service of our own on a fresh embedded Postgres."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _DEFAULT_MEMORY_BYTES = 2 * 2**30  # the plan's limit of a container
 
 @dataclass(frozen=True)
 class Target:
-    """Where orders go, and what can be asked about it."""
+    """An address for orders, and what can be asked about it."""
 
     url: str
     metrics_urls: Sequence[str]  # a `/metrics` page for every replica
@@ -25,7 +25,7 @@ class Target:
 
     @property
     def memory_limit_bytes(self) -> float:
-        """Of one service process: its cgroup's limit where it is ours and has one, else the plan's 2 GiB."""
+        """The limit of one service process: its cgroup's where it is ours and has one, else the plan's 2 GiB."""
         limits = [limit for pid in self.pids if (limit := cgroup_memory_limit_bytes(pid)) is not None]
         return float(min(limits, default=_DEFAULT_MEMORY_BYTES))
 

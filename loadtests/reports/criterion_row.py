@@ -14,17 +14,17 @@ class CriterionRow:
 
     @property
     def value(self) -> str:
-        """What was measured."""
+        """The value that was measured."""
         return quantity(self.of.value, self.of.unit)
 
     @property
     def limit(self) -> str:
-        """What it must keep."""
+        """The limit, with its comparison."""
         return f"{self.of.comparison} {quantity(self.of.limit, self.of.unit)}"
 
     @property
     def margin(self) -> str:
-        """How far it is from its limit, as a share of the limit; negative: beyond it."""
+        """The distance to the limit, as a share of the limit; negative: beyond it."""
         if self.of.value is None or not self.of.limit:
             return "-"
         share = self.of.value / self.of.limit - 1
@@ -32,7 +32,7 @@ class CriterionRow:
 
     @property
     def used(self) -> float | None:
-        """How much of the limit is used up, in percent, at most 100; None: no such thing."""
+        """The part of the limit that is used up, in percent, at most 100; None: no such thing."""
         if self.of.value is None or not self.of.limit:
             return None
         if self.of.comparison == ">=":

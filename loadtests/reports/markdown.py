@@ -78,7 +78,7 @@ def _template(record: RunRecord, recommendations: Sequence[Recommendation]) -> I
 
 
 def _with_unit(value: float | None, unit: str) -> str:
-    """As the plan writes it: no space before the unit."""
+    """The figure as the plan writes it: no space before the unit."""
     return NOT_MEASURED if value is None else f"{number(value)}{unit}"
 
 

@@ -1,4 +1,4 @@
-"""What to do next, each with the figures that say so; the gravest first."""
+"""Recommendations, each with the figures that say so; the gravest first."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _DRIFT = 1.1
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do, and the evidence."""
+    """An action, and the evidence for it."""
 
     action: str
     evidence: str
@@ -31,7 +31,7 @@ class Recommendation:
 
 
 def recommend(record: RunRecord) -> tuple[Recommendation, ...]:
-    """Everything the run gives a reason for, in the order in which it is worth doing."""
+    """All recommendations that the run gives a reason for, in the order in which they are worth doing."""
     rules = (
         _validity,
         _errors,
@@ -271,7 +271,7 @@ def _calibration(record: RunRecord) -> Iterator[Recommendation]:
 
 
 def _measuring(record: RunRecord) -> Iterator[Recommendation]:
-    """How to have measured what was not."""
+    """Ways to have measured what was not."""
     missing = [criterion for criterion in record.criteria if criterion.verdict == "NOT MEASURED"]
     alerts = [criterion for criterion in missing if criterion.name.endswith("_alerts")]
     short = [criterion for criterion in missing if criterion.samples is not None and criterion.samples]
@@ -294,7 +294,7 @@ def _measuring(record: RunRecord) -> Iterator[Recommendation]:
 
 
 def _capacity(record: RunRecord) -> Iterator[Recommendation]:
-    """What one replica carries, where it has something left."""
+    """The load that one replica carries, where it has something left."""
     criterion = _criterion(record, "cpu")
     if (
         criterion is None

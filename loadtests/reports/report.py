@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from loadtests.comparing.comparison import Comparison, compare_run, read_run
+from loadtests.comparing.comparison import Comparison, compare_run
+from loadtests.comparing.stored_runs import read_run
 from loadtests.reports import markdown, page
 from loadtests.reports.recommendations import recommend
 from loadtests.run_record import RunRecord

@@ -1,7 +1,8 @@
 """A run's charts as SVG: drawn once at any width, with their labels in HTML, so that no script is needed to read them.
 
 An SVG fills its frame whatever that measures (`preserveAspectRatio="none"`, strokes that do not scale), and so a phone
-shows the same file as a wall. The page's script adds only what hovering tells.
+shows the same file as a wall. The page's script adds only what hovering tells. The benchmarks' pictures are
+matplotlib's (`bench/charts.py`): a README shows files of a fixed size, this page fits every width.
 """
 
 import math
@@ -51,7 +52,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Chart:
-    """All a template needs to draw one."""
+    """A chart, ready for the template to draw."""
 
     name: str
     title: str
@@ -68,7 +69,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one chart over time shows: label -> column."""
+    """The contents of one chart over time: label -> column."""
 
     name: str
     title: str
@@ -305,7 +306,7 @@ def _clock(second: float) -> str:
 
 
 def hover_data(axis_seconds: Sequence[float], charts: Iterable[Chart]) -> dict[str, Any]:
-    """What the page's script shows beside the pointer."""
+    """The figures that the page's script shows beside the pointer."""
     axis = TimeAxis(axis_seconds)
     return {
         "clock": [_clock(second) for second in axis.seconds],

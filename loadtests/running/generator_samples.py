@@ -8,7 +8,7 @@ from loadtests.samples import Window
 
 
 class GeneratorSamples:
-    """How the generator's processes did, second by second."""
+    """Users, CPU and lateness of each process; a line of its file is a row."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[tuple[float, int, float, list[float], int, int]]] = {}
@@ -20,16 +20,16 @@ class GeneratorSamples:
 
     @property
     def processes(self) -> int:
-        """How many have reported."""
+        """The number of processes that have reported."""
         return len(self._rows)
 
     @property
     def users(self) -> int:
-        """Running now, in all processes."""
+        """Users that run now, in all processes."""
         return sum(rows[-1][1] for rows in self._rows.values())
 
     def cpu_percent(self, window: Window) -> float | None:
-        """Of one core, the mean of the busiest process over *window*."""
+        """Percent of one core, the mean of the busiest process over *window*."""
         busiest = None
         for rows in self._rows.values():
             inside = [row for row in rows if window.start <= row[0] <= window.end]
@@ -39,7 +39,7 @@ class GeneratorSamples:
         return busiest
 
     def lateness_ms(self, window: Window) -> list[float]:
-        """Every sample within *window*, ascending."""
+        """The lateness of every timer within *window*, ascending."""
         return sorted(
             late
             for rows in self._rows.values()
@@ -49,7 +49,7 @@ class GeneratorSamples:
         )
 
     def mean_users(self, window: Window) -> float | None:
-        """Over *window*, all processes together."""
+        """The mean number of users over *window*, all processes together."""
         means = [
             [users for at, users, *_ in rows if window.start <= at <= window.end]
             for rows in self._rows.values()
@@ -57,7 +57,7 @@ class GeneratorSamples:
         return sum(sum(users) / len(users) for users in means if users) if any(means) else None
 
     def arrivals(self, window: Window) -> tuple[int, int]:
-        """How many were due, and sent, in *window*; open model."""
+        """Arrivals that were due, and sent, in *window*; open model."""
         due = sent = 0
         for rows in self._rows.values():
             inside = [row for row in rows if window.start <= row[0] <= window.end]

@@ -19,7 +19,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """While the block runs."""
+        """Note both signals while the block runs."""
         previous = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

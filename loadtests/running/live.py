@@ -1,4 +1,4 @@
-"""What a run shows while it runs: one live line on a terminal, a plain line now and then anywhere else."""
+"""The run on the terminal while it runs: one live line on a terminal, a plain line now and then anywhere else."""
 
 import sys
 import time
@@ -29,7 +29,7 @@ class Moment:
 
     @property
     def line(self) -> str:
-        """All of it in a line of fewer than 110 columns."""
+        """The moment in a line of fewer than 110 columns."""
         left = max(0, round(self.seconds_left))
         p95 = "-" if self.p95_ms is None else f"{self.p95_ms:.0f} ms"
         cpu = "-" if self.cpu_percent is None else f"{self.cpu_percent:.0f} %"

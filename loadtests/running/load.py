@@ -73,7 +73,7 @@ class Load:
         return start, start + self.plan.duration_seconds
 
     def _place_window(self, started_at: float) -> None:
-        """As soon as all users are there, the measured time begins `settle_seconds` later."""
+        """Begin the measured time `settle_seconds` after all users are there."""
         latest = self._planned(started_at)[0]
         if self.window.start == latest and self.generator.users >= self.plan.users:
             start = min(latest, time.time() + self.plan.settle_seconds)

@@ -40,7 +40,7 @@ class LocustProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended by itself, or was stopped."""
+        """True once it has ended by itself, or was stopped."""
         return self._process.poll() is not None
 
     def stop(self) -> None:

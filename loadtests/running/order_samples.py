@@ -76,7 +76,7 @@ class OrderSamples:
         return (row for row, at in enumerate(self.started_at) if start <= at < end)
 
     def counts(self, window: Window | None = None) -> Counts:
-        """What clients were told, of the orders that started in *window*."""
+        """Orders that started in *window*, by what their clients were told."""
         seen = Counter((self.outcome[row], self.status[row], self._type[row]) for row in self.within(window))
         names = {number: name for name, number in self._types.items()}
         outcomes, by_type = Counter[int](), Counter[str]()
@@ -125,7 +125,7 @@ class OrderSamples:
         }
 
     def mean_latency_seconds(self, window: Window) -> float | None:
-        """Over all outcomes: how long a user was busy with an order."""
+        """The mean over all outcomes: how long a user was busy with an order."""
         latencies = [self.latency_seconds[row] for row in self.within(window)]
         return math.fsum(latencies) / len(latencies) if latencies else None
 

@@ -31,7 +31,7 @@ class Plan:
 
     @property
     def ramp_seconds(self) -> float:
-        """Until all users are there."""
+        """The time until all users are there."""
         return self.users / self.spawn_rate
 
     @property

@@ -89,7 +89,7 @@ class MetricsSampler:
             self.read()
 
     def success_rise(self) -> float | None:
-        """How much `orders_total{status="success"}` rose from the first reading to the last, all replicas."""
+        """The rise of `orders_total{status="success"}` from the first reading to the last, all replicas."""
         return None if self.trouble else self._readings.success_rise()
 
     def server(self, window: Window, *, memory_limit_bytes: float) -> Server:
@@ -101,7 +101,7 @@ class MetricsSampler:
         return self._readings.per_second(origin, seconds)
 
     def now(self) -> tuple[float | None, float | None, float | None]:
-        """For the live line: CPU percent of the busiest replica in the last seconds, pool in use, pool max."""
+        """The live line's figures: CPU percent of the busiest replica in the last seconds, pool in use, pool max."""
         cpu: float | None = None
         in_use = pool_max = None
         for replica in self._readings.replicas:

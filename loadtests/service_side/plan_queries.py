@@ -1,4 +1,4 @@
-"""What a load test asks of a Prometheus, in PromQL: section 2 of the performance test plan, and a little more."""
+"""The queries to a Prometheus, in PromQL: section 2 of the performance test plan, and a little more."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ _MINUTE = 60
 
 @dataclass(frozen=True)
 class PlanQuery:
-    """One of the plan's, word for word."""
+    """A query of the plan's, word for word."""
 
     promql: str
     unit: str
@@ -22,7 +22,7 @@ class PlanQuery:
 
     @property
     def has_range(self) -> bool:
-        """Whether it looks back; a gauge does not."""
+        """True where it looks back; a gauge does not."""
         return "[1m]" in self.promql
 
 
@@ -54,7 +54,7 @@ POOL_NOW = ("db_pool_in_use", "db_pool_max")
 
 
 def quantile(share: float, seconds: int) -> str:
-    """That of the processing times of the last *seconds*, all replicas together."""
+    """The query for a quantile of the processing times of the last *seconds*, all replicas together."""
     return f"histogram_quantile({share:g}, sum by (le) (rate(order_processing_seconds_bucket[{_duration(seconds)}])))"
 
 

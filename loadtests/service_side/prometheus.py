@@ -1,4 +1,4 @@
-"""What a load test asks a Prometheus."""
+"""A Prometheus, as far as a load test asks it."""
 
 import math
 import time
@@ -20,11 +20,11 @@ Matrix = list[
 
 
 class PrometheusError(Exception):
-    """It did not answer, or not with what was asked for."""
+    """A Prometheus did not answer, or not with what was asked for."""
 
 
 class Prometheus:
-    """Its HTTP API: https://prometheus.io/docs/prometheus/latest/querying/api/."""
+    """The HTTP API: https://prometheus.io/docs/prometheus/latest/querying/api/."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -83,7 +83,7 @@ class Prometheus:
 
 
 def instance(labels: Mapping[str, str]) -> Instance:
-    """Who a series is of."""
+    """The instance that a series is of."""
     return labels.get("job", ""), labels.get("instance", "")
 
 

@@ -66,14 +66,14 @@ class PrometheusSampler:
             self.trouble[self._prometheus.url] = str(exc)
 
     def success_rise(self) -> float | None:
-        """How much `orders_total{status="success"}` rose over the run; None where an instance restarted or is gone."""
+        """The rise of `orders_total{status="success"}` over the run; None where an instance restarted or is gone."""
         broken = any(replica.restarted for replica in self._replicas.values())
         if self.trouble or broken or not self._before <= self._instances:
             return None
         return Readings([*self._replicas.values()]).success_rise()
 
     def now(self) -> tuple[float | None, float | None, float | None]:
-        """For the live line: CPU percent of the busiest replica, pool in use, pool max."""
+        """The live line's figures: CPU percent of the busiest replica, pool in use, pool max."""
         try:
             cpu, in_use, pool_max = (
                 max(
@@ -174,7 +174,7 @@ class PrometheusSampler:
         return replicas
 
     def _scrape_seconds(self) -> float | None:
-        """How far the scrapes are apart."""
+        """The time from scrape to scrape."""
         apart = [
             after.at - before.at
             for replica in self._replicas.values()
@@ -183,7 +183,7 @@ class PrometheusSampler:
         return statistics.median(apart) if apart else None
 
     def _ask(self, query: PlanQuery, window: Window) -> tuple[Query, Mapping[Instance, float]]:
-        """Ask *query* in the measured time; its answer, and the highest of each instance."""
+        """Put *query* in the measured time; its answer, and the highest of each instance."""
         scrape_seconds = self._scrape_seconds()
         seconds = plan_queries.range_seconds(window.seconds, scrape_seconds)
         promql = query.over(seconds)

@@ -1,4 +1,4 @@
-"""What the service's processes said of themselves over a run; counters are read as differences.
+"""Readings of the service's own figures over a run; counters are read as differences.
 
 Whoever reads them, from their pages or from a Prometheus, gets every figure by the same rules.
 """
@@ -27,7 +27,7 @@ class Page:
     values: Mapping[tuple[str, Labels], float]
 
     def get(self, name: str, **labels: str) -> float | None:
-        """One sample."""
+        """The value of one sample; None: it is not there."""
         return self.values.get((name, tuple(sorted(pair for pair in labels.items() if pair[1]))))
 
     def total(self, name: str, **labels: str) -> float:
@@ -52,7 +52,7 @@ class Pages:
         return self.readings[first : bisect_right(times, window.end)]
 
     def rise(self, readings: Sequence[Page], name: str, **labels: str) -> float:
-        """How much a counter rose; a fall is a restart, from 0."""
+        """The rise of a counter; a fall is a restart, from 0."""
         rise = 0.0
         for before, after in itertools.pairwise(readings):
             old, new = before.total(name, **labels), after.total(name, **labels)
@@ -61,7 +61,7 @@ class Pages:
 
     @property
     def restarted(self) -> bool:
-        """Whether its CPU counter ever fell."""
+        """True where its CPU counter ever fell."""
         spent = [page.get("process_cpu_seconds_total") or 0.0 for page in self.readings]
         return any(after < before for before, after in itertools.pairwise(spent))
 
@@ -82,12 +82,12 @@ class Pages:
 
 @dataclass(frozen=True)
 class Readings:
-    """Those of all replicas."""
+    """The readings of all replicas."""
 
     replicas: Sequence[Pages]
 
     def success_rise(self) -> float | None:
-        """How much `orders_total{status="success"}` rose from first to last reading; None without two."""
+        """The rise of `orders_total{status="success"}` from first to last reading; None without two."""
         if not self.replicas or any(len(replica.readings) < 2 for replica in self.replicas):  # noqa: PLR2004
             return None
         return sum(

@@ -25,7 +25,7 @@ def order_id(answer: Answer) -> str:
 
 
 def refusal(answer: Answer) -> tuple[Outcome, str]:
-    """What an answer that is no acknowledgement says of the order: its outcome and error type.
+    """The order's outcome and error type, of an answer that is no acknowledgement.
 
     Only a refusal that says `not_executed`, or that blames the request (4xx), is one: a gateway's 502 or 504 does
     not know what became of the order behind it.

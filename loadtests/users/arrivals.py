@@ -1,4 +1,4 @@
-"""When requests should start, in a model where customers come whether or not the service keeps up."""
+"""Arrivals: when requests should start, in a model where customers come whether or not the service keeps up."""
 
 import math
 import random
@@ -34,7 +34,7 @@ def arrival_times(
 
 @dataclass
 class ArrivalTotals:
-    """What came of an arrival schedule."""
+    """The figures of an arrival schedule."""
 
     seconds: float = 0.0  # it has run
     offered: int = 0  # arrivals due by then
@@ -48,7 +48,7 @@ class ArrivalTotals:
         return self.achieved / self.offered if self.offered else None
 
     def add(self, other: "ArrivalTotals") -> None:
-        """Add what another process did at the same time."""
+        """Add the totals of another process of the same time."""
         self.seconds = max(self.seconds, other.seconds)
         self.offered += other.offered
         self.achieved += other.achieved
@@ -93,7 +93,7 @@ class ArrivalSchedule:
         return late_seconds
 
     def totals(self, now: float) -> ArrivalTotals:
-        """What was offered and achieved so far."""
+        """Arrivals offered and achieved so far."""
         elapsed = self._totals.seconds = min(now, self._ended_at) - self._started_at
         while self._next_due <= elapsed:
             self._totals.offered += 1

@@ -72,7 +72,7 @@ class ConnectionBroken(NoAnswer):
 
 
 class BadAnswer(NoAnswer):
-    """What came is not HTTP/1.1."""
+    """The answer is not HTTP/1.1."""
 
     error_type = "protocol"
 

@@ -1,4 +1,4 @@
-"""What every Locust run here shares: its id, and an end that cuts off neither a request nor a worker's last figures."""
+"""A Locust run's id, and an end of it that cuts off neither a request nor a worker's last figures."""
 
 import inspect
 import os

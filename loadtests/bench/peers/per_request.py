@@ -38,14 +38,14 @@ class Item(BaseModel):
 
 
 class NewOrder(BaseModel):
-    """What is sent."""
+    """The order as it is sent."""
 
     customer_id: str
     items: list[Item]
 
 
 class Order(BaseModel):
-    """What is answered."""
+    """The order as it is answered."""
 
     id: uuid.UUID
     customer_id: str

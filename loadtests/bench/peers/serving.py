@@ -1,4 +1,4 @@
-"""How every peer is served: as the service is, on uvloop and httptools, one process, no access log."""
+"""The serving of every peer: as the service is, on uvloop and httptools, one process, no access log."""
 
 import argparse
 from typing import Any, cast

@@ -62,14 +62,14 @@ class Item(BaseModel):
 
 
 class NewOrder(BaseModel):
-    """What is sent."""
+    """The order as it is sent."""
 
     customer_id: str
     items: list[Item]
 
 
 class Order(BaseModel):
-    """What is answered."""
+    """The order as it is answered."""
 
     model_config = ConfigDict(from_attributes=True)
     id: uuid.UUID

@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_arrivals() -> None:
 
 
 def test_a_schedule_that_is_kept() -> None:
-    """All that was due was started, on time."""
+    """A schedule that is kept has started every arrival that was due, on time."""
     schedule = ArrivalSchedule(10, "constant", now=0.0, seed=1)
     for _ in range(11):
         due = schedule.take()

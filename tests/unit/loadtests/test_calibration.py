@@ -1,4 +1,4 @@
-"""What tells that the machine changed."""
+"""Signs that the machine changed during a run."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from loadtests.machine.calibration import CpuTimes
 
 
 def test_stolen_time_is_a_share_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the kernel counts it: the eighth column; guests are not counted twice."""
+    """Stolen time is the eighth column, as the kernel counts it; guests are not counted twice."""
     pages = iter(["cpu  10 1 4 80 2 1 2 0 5 0\ncpu0 1", "cpu  20 1 14 150 2 1 2 10 9 0\ncpu0 2"])
     monkeypatch.setattr(Path, "read_text", lambda self: next(pages))
     before, after = calibration.cpu_times(), calibration.cpu_times()
@@ -24,6 +24,6 @@ def test_no_time_no_share() -> None:
 
 
 def test_a_machine_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Not Linux: not known."""
+    """Stolen time is not known where there is no /proc."""
     monkeypatch.setattr(calibration, "Path", lambda _: tmp_path / "stat")
     assert calibration.cpu_times() is None

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.comparing import comparison
-from loadtests.comparing.comparison import METRICS, Run, compare, compare_run, measure_floor, read_floors
+from loadtests.comparing import noise_floor
+from loadtests.comparing.comparison import Comparison, compare, compare_run
+from loadtests.comparing.figures import METRICS
+from loadtests.comparing.noise_floor import measure_floor, read_floors
 from loadtests.comparing.rank_statistics import holm, mann_whitney, ratio_interval, student_quantile
+from loadtests.comparing.stored_runs import Run
 from loadtests.run_record import Calibration, RunRecord
 from tests.support.run_records import START, record_of, samples, store
 
@@ -43,7 +46,7 @@ def side(
     ]
 
 
-def claims(compared: comparison.Comparison) -> set[str]:
+def claims(compared: Comparison) -> set[str]:
     return {row.claim for row in compared.rows}
 
 
@@ -293,5 +296,5 @@ class TestSides:
             compare_run(record, directory, baseline="peak-9")
 
     def test_a_damaged_floor_file_counts_as_none(self, tmp_path: Path) -> None:
-        (tmp_path / comparison.FLOOR_FILE).write_text("[{]")
+        (tmp_path / noise_floor.FLOOR_FILE).write_text("[{]")
         assert read_floors(tmp_path) == ()

@@ -114,7 +114,7 @@ def test_fast_refusals_do_not_count_as_throughput() -> None:
     ],
 )
 def test_a_percentile_of_too_few_orders(count: int, expected: dict[str, str]) -> None:
-    """It is neither passed nor failed, however good or bad it looks."""
+    """A percentile of too few orders is neither passed nor failed, however good or bad it looks."""
     for p95, p99 in ((100.0, 200.0), (5000.0, 9000.0)):
         found = judged(latency=Latency(count, mean_ms=50, p95_ms=p95, p99_ms=p99))
         measured = {name for name, verdict in expected.items() if verdict == "PASS"}

@@ -1,4 +1,4 @@
-"""What clients were told and what is stored, as sets; and what is a breach."""
+"""The ledger, told against stored as sets of ids; and what is a breach."""
 
 import dataclasses
 from collections.abc import Sequence

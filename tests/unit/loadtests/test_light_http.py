@@ -149,7 +149,7 @@ def test_a_connection_closed_while_idle_is_replaced(http: list[LightHttp]) -> No
 
 @pytest.mark.parametrize("together", [True, False], ids=["with-the-answer", "while-idle"])
 def test_an_answer_nobody_asked_for_is_not_taken_for_the_next(together: bool, http: list[LightHttp]) -> None:  # noqa: FBT001
-    """What a server says unasked costs the connection, and is the answer to nothing."""
+    """An answer that nobody asked for costs the connection, and is taken for no other."""
     surplus = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
     answered, said = threading.Event(), threading.Event()
 
@@ -437,7 +437,7 @@ def test_many_users_share_a_process(http: list[LightHttp]) -> None:
     "url", ["localhost:8000", "ftp://localhost", "http://", "http://user:secret@localhost", ""]
 )
 def test_a_bad_base_url_is_refused(url: str) -> None:
-    """What is not a base URL is refused at once."""
+    """A target that is not a base URL is refused at once."""
     with pytest.raises(ValueError, match="not a base URL"):
         LightHttp(url)
 

@@ -1,4 +1,4 @@
-"""Which load profile a run is."""
+"""The load profile of a run."""
 
 import pytest
 

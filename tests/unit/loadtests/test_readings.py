@@ -23,7 +23,7 @@ def page(at: float, *, orders: float = 0, cpu: float = 0, depth: float = 0, retr
 
 
 def test_an_empty_label_is_none() -> None:
-    """As it is to Prometheus, which does not keep it."""
+    """An empty label is none, as to Prometheus, which does not keep it."""
     read = page(0, orders=3)
     assert read.get("orders_total", status="success") == 3
     assert read.get("orders_total", status="success", error_type="") == 3

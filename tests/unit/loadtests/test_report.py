@@ -86,7 +86,7 @@ def test_all_forms_say_the_same(written: Path) -> None:
 
 
 def test_page_is_one_small_file(written: Path) -> None:
-    """It names no other address to load from, and stays below 2 MB."""
+    """The page names no other address to load from, and stays below 2 MB."""
     page = (written / "report.html").read_text()
     assert len(page) < 2_000_000
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import|\bimport\b[^;]*from""", page)
