@@ -41,15 +41,6 @@ def to_lines(samples: Iterable[Sample]) -> bytes:
     return b"".join(orjson.dumps(tuple(sample)) + b"\n" for sample in samples)
 
 
-def read_samples(directory: Path) -> Iterator[Sample]:
-    """Every sample in *directory*, compressed or not, file by file."""
-    for path in sorted(directory.glob("orders-*.jsonl*")):
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):  # a killed process may leave half a line
-                    yield Sample(*orjson.loads(line))
-
-
 def compress(directory: Path) -> None:
     """Replace the samples in *directory* by their gzip: a line takes a third."""
     for path in directory.glob("*.jsonl"):

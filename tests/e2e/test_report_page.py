@@ -137,7 +137,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with errors of several types, beside a baseline; and with text that would like to be markup."""
     results = tmp_path_factory.mktemp("results")
     before = samples(seed=2, mean_ms=110)
-    store(results / "peak-1", record_of(before, started_at=START - 1000), before)
+    store(results / "peak-1", record_of(before, started_at=START - 1000))
     made = samples(mean_ms=130, trouble=outage)
     record = record_of(made, cpu_percent=98.0, reasons=(HOSTILE,))
     record = dataclasses.replace(
@@ -145,7 +145,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         errors={**record.errors, HOSTILE: tuple(1 for _ in record.seconds)},  # the server chooses these names
         checks=(Check("acknowledged_stored", "BREACH", HOSTILE, tuple(f"order-{n}" for n in range(700))),),
     )
-    directory = store(results / "peak-2", record, made)
+    directory = store(results / "peak-2", record)
     write(record, directory)
     return directory / "report.html"
 

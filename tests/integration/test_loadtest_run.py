@@ -18,12 +18,12 @@ from loadtests.judging import acceptance
 from loadtests.machine import processes
 from loadtests.run_record import RunRecord
 from loadtests.running import locust_process
-from loadtests.samples import read_samples
 from tests.support import performance_test_plan
 from tests.support.balancer import balancer
 from tests.support.fake_prometheus import fake_prometheus
 from tests.support.loadtest_environment import clear_options
 from tests.support.patient_acceptance import patient_acceptance
+from tests.support.run_records import read_samples
 
 SHORT = ("--users", "20", "--spawn-rate", "20", "--warm-up", "1", "--duration", "4")
 # Enough for the throughput of the normal load, and for a thousand orders.

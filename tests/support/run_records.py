@@ -1,11 +1,14 @@
 """Runs that never happened: raw samples, and the record that a run would make of them."""
 
 import dataclasses
+import gzip
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from loadtests.judging import acceptance, criteria, quantiles
 from loadtests.judging.analysis import analyze_results
@@ -21,7 +24,7 @@ from loadtests.run_record import (
     Server,
 )
 from loadtests.running.order_samples import ACKNOWLEDGED, REFUSED, UNKNOWN, OrderSamples
-from loadtests.samples import Outcome, Sample, Window, to_lines
+from loadtests.samples import Outcome, Sample, Window
 
 START = 1_800_000_000.0  # of the measured time
 WARM_UP_SECONDS = 10
@@ -200,12 +203,20 @@ def record_of(
     return dataclasses.replace(made_record, **changes)
 
 
-def store(directory: Path, record: RunRecord, made: Sequence[Sample] = ()) -> Path:
-    """A run's directory as the runner leaves it."""
+def store(directory: Path, record: RunRecord) -> Path:
+    """A run's directory as far as reports need it; the runner leaves the raw samples, too."""
     directory.mkdir(parents=True)
     (directory / "report.json").write_bytes(record.to_json())
-    (directory / "orders-1.jsonl").write_bytes(to_lines(made))
     return directory
+
+
+def read_samples(directory: Path) -> Iterator[Sample]:
+    """The raw samples in a run's directory, compressed or not, file by file."""
+    for path in sorted(directory.glob("orders-*.jsonl*")):
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):  # a killed process may leave half a line
+                    yield Sample(*orjson.loads(line))
 
 
 def _iso(at: float) -> str:

@@ -50,7 +50,7 @@ def test_the_report_names_the_gap(tmp_path: Path) -> None:
     """In every form, from /metrics as from Prometheus."""
     made = samples(seconds=10, mean_ms=120)
     record = record_of(made, seconds=10)
-    directory = store(tmp_path / "peak-1", record, made)
+    directory = store(tmp_path / "peak-1", record)
     report.write(record, directory)
     gap = next(gap for gap in record.quantiles if gap.percentile == 99)
     assert gap.buckets_apart > 1
