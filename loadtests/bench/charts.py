@@ -1,7 +1,7 @@
 """The benchmarks' pictures: SVG and PNG on a transparent ground, in tones that read on light and on dark pages.
 
 Of matplotlib: a README shows files of a fixed size. A run's page, which fits every width and can be hovered over, draws
-its own (`reports/time_charts.py`).
+its own (`reports/charts.py`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,9 @@ from loadtests.comparing.comparison import Comparison
 from loadtests.judging import quantiles
 from loadtests.quantities import NOT_MEASURED, change, duration, mebibytes, number, quantity
 from loadtests.reports.criterion_row import CriterionRow
+from loadtests.reports.percentile_chart import percentile_chart
 from loadtests.reports.recommendations import Recommendation
-from loadtests.reports.time_charts import TimeAxis, hover_data, percentile_chart, time_charts
+from loadtests.reports.time_charts import TimeAxis, hover_data, time_charts
 from loadtests.run_record import RunRecord
 
 _FOLDER = Path(__file__).parent

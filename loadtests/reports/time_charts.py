@@ -1,9 +1,4 @@
-"""A run's charts as SVG: drawn once at any width, with their labels in HTML, so that no script is needed to read them.
-
-An SVG fills its frame whatever that measures (`preserveAspectRatio="none"`, strokes that do not scale), and so a phone
-shows the same file as a wall. The page's script adds only what hovering tells. The benchmarks' pictures are
-matplotlib's (`bench/charts.py`): a README shows files of a fixed size, this page fits every width.
-"""
+"""A run's charts over time, all on one axis of seconds."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,60 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loadtests.quantities import number
-from loadtests.run_record import Latency, RunRecord
+from loadtests.reports.charts import HEIGHT, OFF_SCALE, WIDTH, Chart, Limit, Line, Tick, Values, scale
+from loadtests.run_record import RunRecord
 
-_WIDTH, _HEIGHT = 1000, 200
 _MOST_POINTS = 2000  # more than a wide screen has columns
-_OFF_SCALE = 1.6  # times the highest value: a limit beyond it would flatten the line it limits
 _ROUND_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 36000)
 _MOST_TICKS = 6
-_LOG_FROM = 0.001  # the percentile axis ends at 99.9 %
-
-Values = Sequence[float | None]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a chart."""
-
-    label: str
-    path: str  # SVG path data
-    colour: int  # of the page's palette, from 1
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A label beside an axis."""
-
-    at: float  # percent of the axis
-    text: str
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A value that a line must keep."""
-
-    at: float  # percent of the height
-    text: str
-    x: tuple[float, float] = (0.0, 100.0)  # percent of the width
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart, ready for the template to draw."""
-
-    name: str
-    title: str
-    note: str
-    lines: Sequence[Line]
-    y_ticks: Sequence[Tick]
-    x_ticks: Sequence[Tick]
-    limits: Sequence[Limit] = ()
-    warm_up: float = 0.0  # percent of the width
-    values: Mapping[str, Values] = field(default_factory=dict)  # label -> for hovering
-    width: int = _WIDTH
-    height: int = _HEIGHT
 
 
 @dataclass(frozen=True)
@@ -186,14 +133,14 @@ def _chart(panel: Panel, axis: TimeAxis) -> Chart:
     thin = {label: axis.thin(values) for label, values in panel.columns.items()}
     known = {label: values for label, values in thin.items() if any(value is not None for value in values)}
     highest = max((value for values in known.values() for value in values if value is not None), default=0.0)
-    shown = {label: value for label, value in panel.limits.items() if value <= highest * _OFF_SCALE}
+    shown = {label: value for label, value in panel.limits.items() if value <= highest * OFF_SCALE}
     if panel.levels:
         top, y_ticks = (
             max(panel.levels),
             [Tick(level / max(panel.levels) * 100, name) for level, name in panel.levels.items()],
         )
     else:
-        top, y_ticks = _scale(max(highest, *shown.values(), 0.0) if shown else highest, whole=panel.whole)
+        top, y_ticks = scale(max(highest, *shown.values(), 0.0) if shown else highest, whole=panel.whole)
     far = ", ".join(f"{label} {number(value)}" for label, value in panel.limits.items() if label not in shown)
     return Chart(
         name=panel.name,
@@ -222,82 +169,14 @@ def _path(axis: TimeAxis, values: Values, top: float, *, stepped: bool) -> str:
         if value is None:
             open_line = False
             continue
-        x = axis.at(second + axis.step / 2) * _WIDTH / 100
-        y = _HEIGHT * (1 - value / top)
+        x = axis.at(second + axis.step / 2) * WIDTH / 100
+        y = HEIGHT * (1 - value / top)
         if open_line and stepped:
             parts.append(f"H{x:.1f}V{y:.1f}")
         else:
             parts.append(f"{'L' if open_line else 'M'}{x:.1f} {y:.1f}" + ("" if open_line else "h.01"))
         open_line = True
     return "".join(parts)
-
-
-def percentile_chart(latency: Latency, baseline: Latency | None, limits: Mapping[str, float]) -> Chart:
-    """Latency by percentile, on an axis where each nine takes the same room; as far as the samples reach."""
-    curves = {"this run": _reach(latency)} | ({"baseline": _reach(baseline)} if baseline else {})
-    curves = {label: curve for label, curve in curves.items() if curve}
-    highest = max((ms for curve in curves.values() for _, ms in curve), default=0.0)
-    marks = {
-        percentile: limits[f"latency_p{percentile}"]
-        for percentile in (95, 99)
-        if f"latency_p{percentile}" in limits
-    }
-    shown = {percentile: limit for percentile, limit in marks.items() if limit <= highest * _OFF_SCALE}
-    top, y_ticks = _scale(max(highest, *shown.values(), 0.0) if shown else highest)
-    far = ", ".join(
-        f"p{percentile} limit {number(limit)}"
-        for percentile, limit in marks.items()
-        if percentile not in shown
-    )
-    note = f"ms, {latency.count:,} acknowledged orders" + (f"; {far} (off the scale)" if far else "")
-    return Chart(
-        name="percentiles",
-        title="Latency by percentile",
-        note=note,
-        lines=[
-            Line(
-                label,
-                "".join(
-                    f"{'L' if i else 'M'}{_nines(percentile) * _WIDTH / 100:.1f} {_HEIGHT * (1 - ms / top):.1f}"
-                    for i, (percentile, ms) in enumerate(curve)
-                ),
-                place,
-                dashed=label == "baseline",
-            )
-            for place, (label, curve) in enumerate(curves.items(), 1)
-        ],
-        y_ticks=y_ticks,
-        x_ticks=[Tick(_nines(p), f"p{p:g}") for p in (0, 50, 90, 95, 99, 99.9)],
-        limits=[
-            Limit(
-                limit / top * 100,
-                f"p{p} limit {number(limit)}",
-                (max(0.0, _nines(p) - 8), min(100.0, _nines(p) + 8)),
-            )
-            for p, limit in shown.items()
-        ],
-    )
-
-
-def _reach(latency: Latency) -> list[tuple[float, float]]:
-    """The part of the curve that at least one sample lies beyond."""
-    return [(p, ms) for p, ms in latency.curve if p <= 99.9 and latency.count * (100 - p) > 99.999]  # noqa: PLR2004
-
-
-def _nines(percentile: float) -> float:
-    """Percent of the width: 90, 99 and 99.9 are thirds."""
-    return math.log10(1 / (1 - percentile / 100)) / math.log10(1 / _LOG_FROM) * 100
-
-
-def _scale(highest: float, *, whole: bool = False) -> tuple[float, list[Tick]]:
-    """A round end for an axis from 0, and its ticks."""
-    wanted = max(highest * 1.05, 1e-9) if highest > 0 else 1.0
-    step = 10 ** math.floor(math.log10(wanted / 2))
-    step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if wanted / (step * factor) <= 4)  # noqa: PLR2004
-    if whole:
-        step = max(1, math.ceil(step))
-    count = math.ceil(wanted / step)
-    return step * count, [Tick(i / count * 100, number(round(i * step, 9))) for i in range(count + 1)]
 
 
 def _clock(second: float) -> str:

@@ -7,7 +7,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from loadtests.reports import report
-from loadtests.reports.time_charts import TimeAxis, percentile_chart, time_charts
+from loadtests.reports.percentile_chart import percentile_chart
+from loadtests.reports.time_charts import TimeAxis, time_charts
 from loadtests.run_record import Check, Criterion, RunRecord
 from loadtests.samples import Sample
 from tests.support.run_records import START, outage, record_of, samples, store
