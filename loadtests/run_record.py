@@ -126,7 +126,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServiceFigures:
     """The service's own figures, as differences over the measured time."""
 
     source: Literal["metrics", "prometheus"] | None = None
@@ -256,7 +256,7 @@ class RunRecord:
     seconds: tuple[float, ...]  # of every row of the series: since measured_from; negative: warm-up
     series: Mapping[str, tuple[float | None, ...]]  # by the names in SERIES
     errors: Mapping[str, tuple[int, ...]]  # per second, by error type
-    server: Server
+    server: ServiceFigures
     generator: Generator
     ledger: Ledger
     criteria: tuple[Criterion, ...]

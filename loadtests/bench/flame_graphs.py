@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-Profile = dict[str, Any]
+CpuProfile = dict[str, Any]
 
 _FRAME = re.compile(r"(?P<name>.*) \(\d[\d,]* samples?, [\d.]+%\)")
 
 
-def functions(flame_graph: str) -> Profile:
+def functions(flame_graph: str) -> CpuProfile:
     """The functions in a flame graph of py-spy's, counted from the frames it draws.
 
     Returns:
@@ -19,9 +19,8 @@ def functions(flame_graph: str) -> Profile:
     """
     frames = sorted(_frames(flame_graph), key=lambda frame: (frame.depth, frame.start))
     counts: dict[str, list[int]] = {}
-    above: list[
-        tuple[_Frame, frozenset[str]]
-    ] = []  # a row of frames, each with the names from it up to the root
+    # A row of frames, each with the names from it up to the root.
+    above: list[tuple[_Frame, frozenset[str]]] = []
     for _, row in itertools.groupby(frames, key=lambda frame: frame.depth):
         here = []
         for frame in row:
@@ -62,7 +61,7 @@ def _frames(flame_graph: str) -> Iterator[_Frame]:
             yield _Frame(float(box.attrib["y"]), start, samples, label["name"])
 
 
-def compare(profile: Profile, baseline: Profile | None) -> list[list[Any]]:
+def by_cost(profile: CpuProfile, baseline: CpuProfile | None) -> list[list[Any]]:
     """Functions by what they cost: [name, µs per order in itself, with what it calls, in itself in the baseline].
 
     A share of the samples is a share of the CPU, so an order's CPU splits the same way. Names are compared without
@@ -76,7 +75,7 @@ def compare(profile: Profile, baseline: Profile | None) -> list[list[Any]]:
     return sorted(rows, key=lambda row: (-abs(row[1] - (row[3] or 0.0)), row[0]))
 
 
-def _costs(profile: Profile) -> dict[str, tuple[float, float]]:
+def _costs(profile: CpuProfile) -> dict[str, tuple[float, float]]:
     per_sample = profile["cost"]["service_us"] / max(1, profile["samples"])
     costs: dict[str, tuple[float, float]] = {}
     for name, (own, whole) in profile["functions"].items():

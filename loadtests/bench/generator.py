@@ -84,28 +84,27 @@ class ReadRequests:
 
 
 @dataclass
-class Outcome:
+class Tally:
     """The answers of a run, as its clients saw them."""
 
     latencies_seconds: list[float] = field(default_factory=list)  # of the answers with a 2xx status
     answered_at: list[float] = field(default_factory=list)  # when each of them came, by time.perf_counter
-    acknowledged_ids: list[str] = field(
-        default_factory=list
-    )  # the first "id" in each of them; "": it has none
+    # The first "id" in each of them; "": it has none.
+    acknowledged_ids: list[str] = field(default_factory=list)
     refused: int = 0  # answers with any other status
     broken: int = 0  # connections that ended with an answer still due
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # of this process, while it ran
 
 
-async def drive(url: str, requests: Requests, *, connections: int, seconds: float) -> Outcome:
+async def drive(url: str, requests: Requests, *, connections: int, seconds: float) -> Tally:
     """Keep *connections* connections busy for *seconds*; every answer that is due then is still waited for.
 
     Raises:
         ConnectionError: nothing listens at *url* (any more).
         TimeoutError: an answer took a minute longer than *seconds*.
     """
-    outcome = Outcome()
+    tally = Tally()
     target = urlsplit(url)
     host, port = target.hostname or "127.0.0.1", target.port or 80
     started_at, cpu_at = time.perf_counter(), time.process_time()
@@ -115,7 +114,7 @@ async def drive(url: str, requests: Requests, *, connections: int, seconds: floa
     async def keep_busy() -> None:
         while time.perf_counter() < ends_at:  # a server may close a connection: go on with a new one
             _, connection = await loop.create_connection(
-                lambda: _Connection(requests, outcome, ends_at), host, port
+                lambda: _Connection(requests, tally, ends_at), host, port
             )
             await connection.closed
 
@@ -125,23 +124,22 @@ async def drive(url: str, requests: Requests, *, connections: int, seconds: floa
                 group.create_task(keep_busy())
     except TimeoutError as exc:
         raise TimeoutError(f"{url}: no answer") from exc
-    except (
-        ExceptionGroup
-    ) as errors:  # what is raised in an `except*` comes out in a group, in some releases of 3.11
+    # Not `except*`: an error raised in one comes out in a group, in some releases of 3.11.
+    except ExceptionGroup as errors:
         first = errors.exceptions[0]
         if isinstance(first, OSError):
             raise ConnectionError(f"{url}: {first}") from first
         raise
-    outcome.seconds = time.perf_counter() - started_at
-    outcome.cpu_seconds = time.process_time() - cpu_at
-    return outcome
+    tally.seconds = time.perf_counter() - started_at
+    tally.cpu_seconds = time.process_time() - cpu_at
+    return tally
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, requests: Requests, outcome: Outcome, ends_at: float) -> None:
+    def __init__(self, requests: Requests, tally: Tally, ends_at: float) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._requests = requests
-        self._outcome = outcome
+        self._tally = tally
         self._ends_at = ends_at
         self._received = b""
         self._waiting = False
@@ -170,12 +168,12 @@ class _Connection(asyncio.Protocol):
         self._waiting = False
         if self._received.startswith(b"HTTP/1.1 2"):
             now = time.perf_counter()
-            self._outcome.answered_at.append(now)
-            self._outcome.latencies_seconds.append(now - self._sent_at)
+            self._tally.answered_at.append(now)
+            self._tally.latencies_seconds.append(now - self._sent_at)
             found = _ID.search(self._received, head_end)
-            self._outcome.acknowledged_ids.append(found[1].decode() if found else "")
+            self._tally.acknowledged_ids.append(found[1].decode() if found else "")
         else:
-            self._outcome.refused += 1
+            self._tally.refused += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
         head_end = self._received.find(b"\r\n\r\n")
@@ -187,7 +185,7 @@ class _Connection(asyncio.Protocol):
         ):
             self._note_answer(head_end)
         if self._waiting:
-            self._outcome.broken += 1
+            self._tally.broken += 1
         if not self.closed.done():
             self.closed.set_result(None)
 

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from loadtests.bench import charts, generator, measurement, process_stats
 from loadtests.bench.reporting import (
+    Goal,
     Steps,
-    Target,
     command,
     milliseconds_text,
     ratio_text,
@@ -311,11 +311,11 @@ def summarise(results: Sequence[Round]) -> list[dict[str, Any]]:
     return summary
 
 
-def reached(summary: Sequence[dict[str, Any]]) -> list[Target]:
+def reached(summary: Sequence[dict[str, Any]]) -> list[Goal]:
     """The cost of each workload at the most stored orders over that at the fewest."""
     fewest, most = (choose(row["key"] for row in summary) for choose in (min, max))
     return [
-        Target(
+        Goal(
             f"CPU of a {row['workload']} at {most:,} orders over {fewest:,}",
             row["cost_ratio"],
             _MOST,
@@ -381,7 +381,7 @@ def _series(summary: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], l
     }
 
 
-def _show(console: Console, report: dict[str, Any], soak: Soak, targets: Sequence[Target]) -> None:
+def _show(console: Console, report: dict[str, Any], soak: Soak, targets: Sequence[Goal]) -> None:
     for name, key, what in _TABLES:
         console.print(table(_title(what), _headings(key), _rows(report[name])))
         console.print()
@@ -390,7 +390,7 @@ def _show(console: Console, report: dict[str, Any], soak: Soak, targets: Sequenc
     show_targets(console, targets)
 
 
-def _write(folder: Path, report: dict[str, Any], soak: Soak, targets: Sequence[Target]) -> None:
+def _write(folder: Path, report: dict[str, Any], soak: Soak, targets: Sequence[Goal]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "growth.json").write_text(json.dumps(report, indent=1))
     text = []

@@ -35,7 +35,7 @@ class Cost:
     broken: int
 
 
-def drive(url: str, requests: generator.Requests, *, connections: int, seconds: float) -> generator.Outcome:
+def drive(url: str, requests: generator.Requests, *, connections: int, seconds: float) -> generator.Tally:
     """`generator.drive` on an event loop of its own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(generator.drive(url, requests, connections=connections, seconds=seconds))

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from loadtests.bench import charts, generator, measurement
 from loadtests.bench.reporting import (
+    Goal,
     Steps,
-    Target,
     command,
     milliseconds_text,
     ratio_text,
@@ -208,7 +208,7 @@ def _ratio(
     return [min(ratios), statistics.median(ratios), max(ratios)]
 
 
-def reached(summary: Sequence[dict[str, Any]]) -> list[Target]:
+def reached(summary: Sequence[dict[str, Any]]) -> list[Goal]:
     """The targets that this run can tell about."""
     rows = {(row["contestant"], row["connections"]): row for row in summary}
     wanted = (
@@ -226,7 +226,7 @@ def reached(summary: Sequence[dict[str, Any]]) -> list[Target]:
         ("per_request", 1, "latency_ratio", "p50 of a lone order, per_request over ours", 1.0, True),
     )
     return [
-        Target(what, ratio, limit, at_least=at_least)
+        Goal(what, ratio, limit, at_least=at_least)
         for contestant, connections, figure, what, limit, at_least in wanted
         if (ratio := rows.get((contestant, connections), {}).get(figure))
     ]
@@ -278,7 +278,7 @@ def _loads(summary: Sequence[dict[str, Any]]) -> list[int]:
     return list(dict.fromkeys(row["connections"] for row in summary))
 
 
-def _show(console: Console, summary: Sequence[dict[str, Any]], targets: Sequence[Target]) -> None:
+def _show(console: Console, summary: Sequence[dict[str, Any]], targets: Sequence[Goal]) -> None:
     for connections in _loads(summary):
         console.print(table(_title(connections), _HEADINGS, _rows(summary, connections)))
         console.print(_notes(summary, connections) + "\n", style="dim")
@@ -287,7 +287,7 @@ def _show(console: Console, summary: Sequence[dict[str, Any]], targets: Sequence
 
 
 def _write(
-    folder: Path, report: dict[str, Any], summary: Sequence[dict[str, Any]], targets: Sequence[Target]
+    folder: Path, report: dict[str, Any], summary: Sequence[dict[str, Any]], targets: Sequence[Goal]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(report, indent=1))

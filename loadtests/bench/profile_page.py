@@ -118,7 +118,7 @@ def _facts(profile: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> st
 
 def _functions(profile: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
     rows = []
-    for name, own, whole, before in flame_graphs.compare(dict(profile), dict(baseline) if baseline else None)[
+    for name, own, whole, before in flame_graphs.by_cost(dict(profile), dict(baseline) if baseline else None)[
         :_SHOWN
     ]:
         row = [escape(name), f"{own:.1f}", f"{own / profile['cost']['service_us']:.1%}", f"{whole:.1f}"]

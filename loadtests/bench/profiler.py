@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from loadtests.bench import flame_graphs, generator, measurement, profile_page
-from loadtests.bench.flame_graphs import Profile
+from loadtests.bench.flame_graphs import CpuProfile
 from loadtests.bench.reporting import Steps, command, report_console, show_machine, table
 from loadtests.machine import processes
 from loadtests.service_side.http_client import http_client
@@ -64,12 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _load(folder: Path) -> Profile:
-    profile: Profile = json.loads((folder / "profile.json").read_text())
+def _load(folder: Path) -> CpuProfile:
+    profile: CpuProfile = json.loads((folder / "profile.json").read_text())
     return profile
 
 
-def _profile(console: Console, output: Path, connections: int, seconds: float) -> Profile:
+def _profile(console: Console, output: Path, connections: int, seconds: float) -> CpuProfile:
     steps = Steps(console, 4)
     with (
         steps,
@@ -186,7 +186,7 @@ def _mean(before: _Values, after: _Values, histogram: str, label: str) -> float:
 
 def _allocations(
     service: processes.Server, requests: generator.Requests, folder: Path, connections: int, seconds: float
-) -> Profile:
+) -> CpuProfile:
     """Memory that the service allocates under load and still holds: in the middle of it, and when it is over.
 
     Returns:
@@ -231,7 +231,7 @@ def _tell(service: processes.Server, order: str) -> None:
         service.process.stdin.flush()
 
 
-def _show(console: Console, profile: Profile, baseline: Profile | None) -> None:
+def _show(console: Console, profile: CpuProfile, baseline: CpuProfile | None) -> None:
     cost = profile["cost"]
     console.print(
         f"{profile['connections']} connections: {cost['per_second']:,.0f} orders/s, p50 {cost['p50_ms']:.1f} ms, "
@@ -243,7 +243,7 @@ def _show(console: Console, profile: Profile, baseline: Profile | None) -> None:
     rows = [
         [name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}", f"{own:.1f}", f"{whole:.1f}"]
         + ([f"{before:.1f}", f"{own - before:+.1f}"] if before is not None else [])
-        for name, own, whole, before in flame_graphs.compare(profile, baseline)[:_SHOWN]
+        for name, own, whole, before in flame_graphs.by_cost(profile, baseline)[:_SHOWN]
     ]
     console.print(table("CPU-µs per order, by function", headings, rows))
     stages = [

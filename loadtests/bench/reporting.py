@@ -72,7 +72,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Target:
+class Goal:
     """A ratio, [least, median, most] over the rounds, and what its median must be."""
 
     what: str
@@ -93,7 +93,7 @@ class Target:
         return f"{verdict}: {self.what}: {ratio_text(self.ratio)}, wanted {wanted}"
 
 
-def show_targets(console: Console, targets: Sequence[Target]) -> None:
+def show_targets(console: Console, targets: Sequence[Goal]) -> None:
     """Print each target's verdict."""
     for target in targets:
         console.print(

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from loadtests.bench import generator, measurement
 from loadtests.bench.reporting import (
+    Goal,
     Steps,
-    Target,
     command,
     milliseconds_text,
     ratio_text,
@@ -220,20 +220,20 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [min(values), statistics.median(values), max(values)]
 
 
-def judge(row: dict[str, Any]) -> list[Target]:
+def judge(row: dict[str, Any]) -> list[Goal]:
     """The targets of one load."""
     at = f"at {row['connections']} connections"
     return [
-        Target(
+        Goal(
             f"ms of a scrape {at}, p99 of a round", row["scrape_p99_ms_of_rounds"], _MOST_MS, at_least=False
         ),
-        Target(
+        Goal(
             f"p99 of the orders {at}, half-seconds with a scrape over those without",
             row["p99_at_scrapes_ratio"],
             _MOST_RATIO,
             at_least=False,
         ),
-        Target(
+        Goal(
             f"p99 of the orders {at}, phases with scrapes over those without",
             row["p99_ratio"],
             _MOST_RATIO,
@@ -249,7 +249,7 @@ _HEADINGS = (
 
 
 def _show(
-    console: Console, idle: Sequence[Scrape], rows: Sequence[dict[str, Any]], targets: Sequence[Target]
+    console: Console, idle: Sequence[Scrape], rows: Sequence[dict[str, Any]], targets: Sequence[Goal]
 ) -> None:
     cells = [
         [

@@ -58,9 +58,8 @@ def scraping(url: str, interval_seconds: float) -> Iterator[Scrapes]:
 def main(url: str, interval_seconds: float) -> None:
     """Scrape for ever."""
     target = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        target.netloc, timeout=_TIMEOUT_SECONDS
-    )  # kept open, as Prometheus does
+    # Kept open, as Prometheus does.
+    connection = http.client.HTTPConnection(target.netloc, timeout=_TIMEOUT_SECONDS)
     due_at = time.perf_counter()
     while True:
         started_at = time.perf_counter()

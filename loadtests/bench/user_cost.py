@@ -15,10 +15,8 @@ import uuid
 from typing import Any
 
 _USERS = 50
-_WAIT_SECONDS = (
-    0.0005,
-    0.001,
-)  # short, so that each of them keeps its core busy, but with a timer, as in a real test
+# Short, so that each of them keeps its core busy, but with a timer, as in a real test.
+_WAIT_SECONDS = (0.0005, 0.001)
 _WARM_UP_SECONDS = 0.5
 
 _PRODUCTS = {"items": [{"id": f"SKU-{number:04d}"} for number in range(1, 101)], "next_cursor": None}

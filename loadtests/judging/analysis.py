@@ -7,7 +7,7 @@ from typing import TypedDict
 from loadtests.run_record import Analysis
 
 
-class Requests(TypedDict):
+class RequestTotals(TypedDict):
     """The number of orders acknowledged, and the time it took."""
 
     acknowledged: int
@@ -19,7 +19,7 @@ class RunData(TypedDict):
 
     response_times: Sequence[float]  # ms, one for each acknowledged order
     errors: Sequence[bool]  # one for each order sent: True where the service failed (5xx, or no answer)
-    requests: Requests
+    requests: RequestTotals
 
 
 def analyze_results(test_data: RunData) -> Analysis:
@@ -50,6 +50,6 @@ def calculate_error_rate(errors: Sequence[bool]) -> float | None:
     return sum(map(bool, errors)) / len(errors) if errors else None
 
 
-def calculate_throughput(requests: Requests) -> float | None:
+def calculate_throughput(requests: RequestTotals) -> float | None:
     """Acknowledged orders per second."""
     return requests["acknowledged"] / requests["seconds"] if requests["seconds"] > 0 else None

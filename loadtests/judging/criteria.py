@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loadtests.judging.acceptance import Acceptance, Requirement
-from loadtests.run_record import Counts, Criterion, CriterionVerdict, Latency, Ledger, Replica, Server
+from loadtests.run_record import Counts, Criterion, CriterionVerdict, Latency, Ledger, Replica, ServiceFigures
 
 INTERNAL = "internal"
 
@@ -20,7 +20,7 @@ class Measured:
 
 
 def measure(
-    counts: Counts, latency: Latency, ledger: Ledger, server: Server, duration_seconds: float
+    counts: Counts, latency: Latency, ledger: Ledger, server: ServiceFigures, duration_seconds: float
 ) -> Mapping[str, Measured]:
     """The value of every criterion, by its name in `acceptance.toml`.
 
@@ -113,7 +113,7 @@ def _alerts(alerts: tuple[str, ...] | None) -> Measured:
     return Measured(float(len(alerts)), "Prometheus, /api/v1/alerts")
 
 
-def _highest(name: str, server: Server, figure: Callable[[Replica], float | None]) -> Measured:
+def _highest(name: str, server: ServiceFigures, figure: Callable[[Replica], float | None]) -> Measured:
     """The worst replica; not measured where one of them is not: it could be the worst."""
     figures = [figure(replica) for replica in server.replicas]
     known = [value for value in figures if value is not None]

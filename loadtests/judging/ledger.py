@@ -89,7 +89,7 @@ class Answers:
             self.unknown_keys.add(sample.key)
 
 
-def compare(answers: Answers, stored: Iterable[tuple[str, str | None]], counts: Counts) -> Ledger:
+def balance(answers: Answers, stored: Iterable[tuple[str, str | None]], counts: Counts) -> Ledger:
     """Hold *answers* against *stored*, (id, idempotency key or None where it is not told) of the run's orders.
 
     Without keys a stored order that nobody acknowledged cannot be matched with one unknown request; then their number

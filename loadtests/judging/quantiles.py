@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from loadtests.quantities import number, quantity
-from loadtests.run_record import Latency, QuantileGap, Server
+from loadtests.run_record import Latency, QuantileGap, ServiceFigures
 
 _EXPLANATION = (
     "The client measures an order from sending it to its whole answer. The service's histogram begins when the order's "
@@ -14,12 +14,12 @@ _EXPLANATION = (
 )
 
 
-def compare(client: Latency, service: Server) -> tuple[QuantileGap, ...]:
+def gaps(client: Latency, service: ServiceFigures) -> tuple[QuantileGap, ...]:
     """The 95th and the 99th percentile of both, as far as they are known."""
-    return tuple(_compare(client, service))
+    return tuple(_gaps(client, service))
 
 
-def _compare(client: Latency, service: Server) -> Iterator[QuantileGap]:
+def _gaps(client: Latency, service: ServiceFigures) -> Iterator[QuantileGap]:
     edges = service.processing_edges_ms
     for percentile, exact, estimate in (
         (95, client.p95_ms, service.processing_p95_ms),
@@ -49,7 +49,7 @@ def conclusion(gap: QuantileGap) -> str:
     return f"{apart}: {number(gap.gap_ms)} ms before the order was read"
 
 
-def explanation(client: Latency, service: Server) -> str:
+def explanation(client: Latency, service: ServiceFigures) -> str:
     """The meaning of the two, the distance of their means, and where the service's figures come from."""
     parts = [_EXPLANATION]
     if client.mean_ms is not None and service.processing_mean_ms is not None:

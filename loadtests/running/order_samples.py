@@ -104,7 +104,7 @@ class OrderSamples:
 
     def latency(self, outcome: int, window: Window | None = None) -> Latency:
         """The latencies of one outcome, of the orders that started in *window*."""
-        return summarise(
+        return distribution(
             self.latency_seconds[row] for row in self.within(window) if self.outcome[row] == outcome
         )
 
@@ -170,7 +170,7 @@ def percentile_of(ascending_seconds: list[float], percentile: float) -> float | 
     return ascending_seconds[rank - 1] * 1000
 
 
-def summarise(latencies_seconds: Iterable[float]) -> Latency:
+def distribution(latencies_seconds: Iterable[float]) -> Latency:
     """One distribution, from a histogram of microseconds with three significant digits; the mean is exact."""
     microseconds = Counter(max(1, round(seconds * 1e6)) for seconds in latencies_seconds)
     if not microseconds:

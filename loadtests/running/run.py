@@ -12,8 +12,8 @@ from loadtests.run_record import Calibration, Environment, RunRecord
 from loadtests.running.interruption import Interruption
 from loadtests.running.live import LiveLine
 from loadtests.running.load import Load
-from loadtests.running.outcome import record_of
 from loadtests.running.plan import Plan
+from loadtests.running.record import sum_up
 from loadtests.samples import compress
 from loadtests.service_side.metrics_pages import MetricsSampler
 from loadtests.service_side.prometheus import Prometheus, PrometheusError
@@ -58,7 +58,7 @@ def run(plan: Plan, results: Path, live: LiveLine) -> tuple[RunRecord, Path]:
             live.say("comparing what was acknowledged with what is stored")
             sampler.finish()
             complete = not interruption.asked
-            record = record_of(load, tested, limits, described, pieces, complete=complete)
+            record = sum_up(load, tested, limits, described, pieces, complete=complete)
     times_after = calibration.cpu_times()
     stolen = times_after.stolen_percent_since(times_before) if times_before and times_after else None
     record = dataclasses.replace(record, calibration=Calibration(before, calibration.calibrate(), stolen))

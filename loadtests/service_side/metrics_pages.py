@@ -8,7 +8,7 @@ from typing import Self
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests.run_record import Server
+from loadtests.run_record import ServiceFigures
 from loadtests.samples import Window
 from loadtests.service_side.http_client import UNANSWERED, http_client, why
 from loadtests.service_side.readings import Page, Pages, Readings
@@ -92,7 +92,7 @@ class MetricsSampler:
         """The rise of `orders_total{status="success"}` from the first reading to the last, all replicas."""
         return None if self.trouble else self._readings.success_rise()
 
-    def server(self, window: Window, *, memory_limit_bytes: float) -> Server:
+    def server(self, window: Window, *, memory_limit_bytes: float) -> ServiceFigures:
         """The figures over *window*."""
         return self._readings.server(window, source="metrics", memory_limit_bytes=memory_limit_bytes)
 

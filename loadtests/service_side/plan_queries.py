@@ -12,9 +12,8 @@ class PlanQuery:
 
     promql: str
     unit: str
-    criterion: str = (
-        ""  # whose value it is, in acceptance.toml; empty: the client measures that one, or nobody judges it
-    )
+    # Whose value it is, in acceptance.toml; empty: the client measures that one, or nobody judges it.
+    criterion: str = ""
 
     def over(self, seconds: int) -> str:
         """The same over a range of *seconds*."""

@@ -13,10 +13,10 @@ from loadtests.service_side.http_client import UNANSWERED, http_client, why
 _TIMEOUT_SECONDS = 10.0
 
 Instance = tuple[str, str]  # job, instance
-Vector = list[tuple[Mapping[str, str], float]]  # (labels, value) of each series
-Matrix = list[
-    tuple[Mapping[str, str], list[tuple[float, float]]]
-]  # (labels, [(seconds since the epoch, value)])
+# (labels, value) of each series
+Vector = list[tuple[Mapping[str, str], float]]
+# (labels, [(seconds since the epoch, value)]) of each series
+Matrix = list[tuple[Mapping[str, str], list[tuple[float, float]]]]
 
 
 class PrometheusError(Exception):

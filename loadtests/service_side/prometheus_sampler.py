@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Self
 
-from loadtests.run_record import Query, Server
+from loadtests.run_record import Query, ServiceFigures
 from loadtests.samples import Window
 from loadtests.service_side import plan_queries
 from loadtests.service_side.plan_queries import CPU, MEMORY, PLAN_QUERIES, PlanQuery
@@ -86,7 +86,7 @@ class PrometheusSampler:
             return None, None, None
         return None if cpu is None else cpu * 100, in_use, pool_max
 
-    def server(self, window: Window, *, memory_limit_bytes: float) -> Server:
+    def server(self, window: Window, *, memory_limit_bytes: float) -> ServiceFigures:
         """The figures over *window*."""
         server = dataclasses.replace(
             Readings([*self._replicas.values()]).server(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loadtests.run_record import Replica, Server
+from loadtests.run_record import Replica, ServiceFigures
 from loadtests.samples import Window
 
 _MINUTE = 60.0
@@ -96,11 +96,11 @@ class Readings:
 
     def server(
         self, window: Window, *, source: Literal["metrics", "prometheus"], memory_limit_bytes: float
-    ) -> Server:
+    ) -> ServiceFigures:
         """The figures over *window*: from the last reading before it to the last one in it."""
         spans = [(replica, replica.within(window)) for replica in self.replicas]
         if not any(len(readings) > 1 for _, readings in spans):
-            return Server()
+            return ServiceFigures()
 
         def rise(name: str, **labels: str) -> float:
             return sum(replica.rise(readings, name, **labels) for replica, readings in spans)
@@ -131,7 +131,7 @@ class Readings:
         processing = mean("order_processing_seconds")
         acknowledged = sum(rise("orders_total", status=status) for status in ("success", "replayed"))
         cpu_seconds = rise("process_cpu_seconds_total")
-        return Server(
+        return ServiceFigures(
             source=source,
             replicas=tuple(_replica(replica, readings, memory_limit_bytes) for replica, readings in spans),
             orders_total=orders,

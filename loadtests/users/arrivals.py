@@ -72,9 +72,8 @@ class ArrivalSchedule:
     ) -> None:
         self._started_at = now
         self._times = arrival_times(rate_per_second, process, seed=seed, phase=phase)
-        self._due_times = arrival_times(
-            rate_per_second, process, seed=seed, phase=phase
-        )  # the same, for counting
+        # The same, for counting.
+        self._due_times = arrival_times(rate_per_second, process, seed=seed, phase=phase)
         self._next_due = next(self._due_times)
         self._totals = ArrivalTotals()
         self._ended_at = math.inf

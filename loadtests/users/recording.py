@@ -55,9 +55,8 @@ class Recorder:
         """Write how this process does, every second."""
         while True:
             lateness_ms = []
-            line_due = (
-                time.perf_counter() + _LINE_SECONDS
-            )  # not so many ticks: late ones would make lines rare
+            # Not so many ticks: late ones would make lines rare.
+            line_due = time.perf_counter() + _LINE_SECONDS
             while (start := time.perf_counter()) < line_due:
                 gevent.sleep(_TICK_SECONDS)
                 lateness_ms.append(round((time.perf_counter() - start - _TICK_SECONDS) * 1000, 2))

@@ -21,7 +21,7 @@ from loadtests.run_record import (
     Ledger,
     Replica,
     RunRecord,
-    Server,
+    ServiceFigures,
 )
 from loadtests.running.order_samples import ACKNOWLEDGED, REFUSED, UNKNOWN, OrderSamples
 from loadtests.samples import Outcome, Sample, Window
@@ -100,7 +100,7 @@ def record_of(
     def wobble(middle: float, by: float) -> list[float | None]:
         return [max(0.0, middle + chance.uniform(-by, by)) for _ in rows]
 
-    server = Server(
+    server = ServiceFigures(
         source="metrics",
         replicas=(
             Replica(
@@ -198,7 +198,7 @@ def record_of(
         ),
         calibration=Calibration(0.25, 0.25),
         analysis=analyze_results(orders.test_data(window)),
-        quantiles=quantiles.compare(latency, server),
+        quantiles=quantiles.gaps(latency, server),
     )
     return dataclasses.replace(made_record, **changes)
 

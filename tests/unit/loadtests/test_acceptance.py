@@ -7,7 +7,7 @@ import pytest
 from loadtests.judging import acceptance
 from loadtests.judging.acceptance import AcceptanceError
 from loadtests.judging.criteria import measure
-from loadtests.run_record import Counts, Latency, Ledger, Server
+from loadtests.run_record import Counts, Latency, Ledger, ServiceFigures
 
 # Sections 1 and 3 of the performance test plan.
 PLAN = {
@@ -37,7 +37,7 @@ def test_every_criterion_says_what_it_is_and_where_it_comes_from() -> None:
 
 def test_every_criterion_is_measured() -> None:
     """A criterion whose name nothing measures could never fail."""
-    measured = measure(Counts(), Latency(0), Ledger(Counts()), Server(), 0.0)
+    measured = measure(Counts(), Latency(0), Ledger(Counts()), ServiceFigures(), 0.0)
     assert set(measured) == set(PLAN)
 
 

@@ -46,8 +46,8 @@ class _Numbers:
 @contextlib.asynccontextmanager
 async def _connection(
     ends_at: float = math.inf,
-) -> AsyncIterator[tuple[generator._Connection, _Recorder, generator.Outcome]]:
-    outcome, transport = generator.Outcome(), _Recorder()
+) -> AsyncIterator[tuple[generator._Connection, _Recorder, generator.Tally]]:
+    outcome, transport = generator.Tally(), _Recorder()
     connection = generator._Connection(_Numbers(), outcome, ends_at)
     connection.connection_made(transport)
     yield connection, transport, outcome

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from loadtests.bench import flame_graphs, growth, measurement, order_cost
-from loadtests.bench.reporting import Target, ratio_text
+from loadtests.bench.reporting import Goal, ratio_text
 
 
 def _cost(
@@ -96,7 +96,7 @@ def test_targets_are_told_for_what_was_measured() -> None:
     [(3.0, True, True), (2.9, True, False), (3.0, False, True), (3.1, False, False)],
 )
 def test_a_target_is_reached_at_its_limit(median: float, at_least: bool, reached: bool) -> None:  # noqa: FBT001
-    assert Target("x", [0, median, 9], 3.0, at_least=at_least).reached is reached
+    assert Goal("x", [0, median, 9], 3.0, at_least=at_least).reached is reached
 
 
 def test_ratios_are_short_enough_for_their_column() -> None:
@@ -164,7 +164,7 @@ def test_profiles_are_compared_by_what_an_order_costs() -> None:
     """Differences are µs per order, found again wherever the lines have moved, the largest first."""
     before = _profile(200, gone=[5, 5], same=[50, 60], worse=[10, 10])
     now = _profile(400, worse=[20, 30], same=[25, 25])
-    assert flame_graphs.compare(now, before) == [
+    assert flame_graphs.by_cost(now, before) == [
         ["worse (app/x.py)", 80, 120, 20],
         ["gone (app/x.py)", 0, 0, 10],
         ["same (app/x.py)", 100, 100, 100],
@@ -172,7 +172,7 @@ def test_profiles_are_compared_by_what_an_order_costs() -> None:
 
 
 def test_a_lone_profile_shows_its_dearest_function_first() -> None:
-    assert flame_graphs.compare(_profile(200, small=[10, 100], large=[90, 90]), None) == [
+    assert flame_graphs.by_cost(_profile(200, small=[10, 100], large=[90, 90]), None) == [
         ["large (app/x.py)", 180, 180, None],
         ["small (app/x.py)", 20, 200, None],
     ]

@@ -8,7 +8,7 @@ import pytest
 from loadtests.judging import acceptance
 from loadtests.judging.criteria import judge, measure
 from loadtests.judging.verdict import decide
-from loadtests.run_record import Check, Counts, Criterion, Latency, Ledger, Replica, Server
+from loadtests.run_record import Check, Counts, Criterion, Latency, Ledger, Replica, ServiceFigures
 
 ACCEPTANCE = acceptance.load()
 
@@ -23,17 +23,20 @@ REPLICA = Replica(
     pool_in_use_max=5,
     pool_max=50,
 )
-SERVER = Server("metrics", (REPLICA,), critical_alerts=(), warning_alerts=())
+SERVER = ServiceFigures("metrics", (REPLICA,), critical_alerts=(), warning_alerts=())
 
 
 def judged(
-    counts: Counts = COUNTS, latency: Latency = LATENCY, ledger: Ledger = LEDGER, server: Server = SERVER
+    counts: Counts = COUNTS,
+    latency: Latency = LATENCY,
+    ledger: Ledger = LEDGER,
+    server: ServiceFigures = SERVER,
 ) -> dict[str, Criterion]:
     found = judge(ACCEPTANCE, "normal", measure(counts, latency, ledger, server, 100.0))
     return {criterion.name: criterion for criterion in found}
 
 
-def with_replica(**figures: float | None) -> Server:
+def with_replica(**figures: float | None) -> ServiceFigures:
     worse = dataclasses.replace(REPLICA, url="http://b/metrics", **figures)  # type: ignore[arg-type]
     return dataclasses.replace(SERVER, replicas=(REPLICA, worse))
 
@@ -133,7 +136,7 @@ def test_without_requests_nothing_passes() -> None:
 
 
 def test_without_metrics_and_prometheus() -> None:
-    found = judged(server=Server())
+    found = judged(server=ServiceFigures())
     names = ("cpu", "memory", "pool", "critical_alerts", "warning_alerts")
     assert [found[name].verdict for name in names] == ["NOT MEASURED"] * 5
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from loadtests.judging import acceptance
-from loadtests.judging.ledger import Answers, compare
+from loadtests.judging.ledger import Answers, balance
 from loadtests.judging.verdict import Validity
 from loadtests.run_record import Check, Counts, Generator, Ledger
 from loadtests.samples import Operation, Outcome, Sample
@@ -22,7 +22,7 @@ def held(samples: Sequence[Sample], stored: Sequence[tuple[str, str | None]]) ->
     answers = Answers()
     for each in samples:
         answers.add(each)
-    return compare(answers, stored, Counts())
+    return balance(answers, stored, Counts())
 
 
 A1 = sample("acknowledged", "k1", "o1")

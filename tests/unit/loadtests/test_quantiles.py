@@ -6,15 +6,17 @@ import pytest
 
 from loadtests.judging import quantiles
 from loadtests.reports import report
-from loadtests.run_record import Latency, Server
+from loadtests.run_record import Latency, ServiceFigures
 from tests.support.run_records import record_of, samples, store
 
 EDGES = (50.0, 100.0, 200.0, 300.0)
 
 
 def compared(client_ms: float, service_ms: float) -> tuple[int, str]:
-    service = Server(processing_p95_ms=service_ms, processing_p99_ms=service_ms, processing_edges_ms=EDGES)
-    p95, p99 = quantiles.compare(Latency(1000, p95_ms=client_ms, p99_ms=client_ms), service)
+    service = ServiceFigures(
+        processing_p95_ms=service_ms, processing_p99_ms=service_ms, processing_edges_ms=EDGES
+    )
+    p95, p99 = quantiles.gaps(Latency(1000, p95_ms=client_ms, p99_ms=client_ms), service)
     assert (p95.percentile, p99.percentile) == (95, 99)
     return p95.buckets_apart, quantiles.conclusion(p95)
 
@@ -41,9 +43,9 @@ def test_buckets(client_ms: float, service_ms: float, apart: int, said: str) -> 
 
 def test_nothing_to_compare() -> None:
     """Without the service's figures, or without orders, there is no gap, not one of zero."""
-    service = Server(processing_p95_ms=1, processing_p99_ms=1, processing_edges_ms=EDGES)
-    assert quantiles.compare(Latency(10, p95_ms=1.0, p99_ms=1.0), Server()) == ()
-    assert quantiles.compare(Latency(0), service) == ()
+    service = ServiceFigures(processing_p95_ms=1, processing_p99_ms=1, processing_edges_ms=EDGES)
+    assert quantiles.gaps(Latency(10, p95_ms=1.0, p99_ms=1.0), ServiceFigures()) == ()
+    assert quantiles.gaps(Latency(0), service) == ()
 
 
 def test_the_report_names_the_gap(tmp_path: Path) -> None:

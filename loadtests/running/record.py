@@ -13,7 +13,7 @@ from loadtests.running.load import Load
 from loadtests.running.order_samples import ACKNOWLEDGED, REFUSED, UNKNOWN
 
 
-def record_of(
+def sum_up(
     load: Load,
     tested: Target,
     limits: Acceptance,
@@ -31,17 +31,17 @@ def record_of(
     plan, window, orders = load.plan, load.window, load.orders
     counts = orders.counts(window)
     acknowledged = orders.latency(ACKNOWLEDGED, window)
-    compared, ledger_trouble = _ledger(load, tested, pieces)
+    balanced, ledger_trouble = _ledger(load, tested, pieces)
     server = load.sampler.server(window, memory_limit_bytes=tested.memory_limit_bytes)
     generator = _generator(load)
     judged = criteria.judge(
         limits,
         plan.profile.name,
-        criteria.measure(counts, acknowledged, compared, server, window.seconds),
+        criteria.measure(counts, acknowledged, balanced, server, window.seconds),
     )
     checks = Validity(
         counts=counts,
-        ledger=compared,
+        ledger=balanced,
         ledger_trouble=ledger_trouble,
         metrics_trouble="; ".join(load.sampler.trouble.values()),
         generator=generator,
@@ -90,12 +90,12 @@ def record_of(
         errors={name: tuple(column) for name, column in errors.items()},
         server=server,
         generator=generator,
-        ledger=compared,
+        ledger=balanced,
         criteria=judged,
         checks=checks,
         environment=described,
         analysis=analyze_results(orders.test_data(window)),
-        quantiles=quantiles.compare(acknowledged, server),
+        quantiles=quantiles.gaps(acknowledged, server),
     )
 
 
@@ -110,7 +110,7 @@ def _ledger(load: Load, tested: Target, pieces: dict[str, int] | None) -> tuple[
             if tested.dsn
             else ledger.stored_by_api(tested.url, customer_id, load.plan.api_key)
         )
-        compared = ledger.compare(load.answers, stored, counts)
+        balanced = ledger.balance(load.answers, stored, counts)
         changed = None
         if tested.dsn and pieces is not None:
             after = ledger.pieces_in_database(tested.dsn)
@@ -119,7 +119,7 @@ def _ledger(load: Load, tested: Target, pieces: dict[str, int] | None) -> tuple[
         return Ledger(counts=counts, success_rise=rise), str(exc)
     return (
         dataclasses.replace(
-            compared,
+            balanced,
             source="database" if tested.dsn else "api",
             success_rise=rise,
             stock_not_conserved=changed,
