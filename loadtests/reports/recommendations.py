@@ -320,7 +320,7 @@ def _tightest(record: RunRecord) -> Iterator[Recommendation]:
     if used:
         title, (share, c) = max(used.items(), key=lambda item: item[1][0])
         yield Recommendation(
-            f"Watch {title[0].lower() + title[1:]} first as load grows: of what passed it is nearest to its limit.",
+            f"Watch this first as load grows: {title}. Of what passed it is nearest to its limit.",
             f"{quantity(c.value, c.unit)} against {c.comparison} {quantity(c.limit, c.unit)}, {share:.0%} of the way.",
         )
 

@@ -163,3 +163,8 @@ def test_what_was_not_measured_says_how_it_would_be() -> None:
 def test_run_without_a_single_order_can_be_advised_on() -> None:
     """No figure is divided by: a record of nothing still gives the reasons it has."""
     assert "full length" in actions(record_of([], seconds=10))
+
+
+def test_the_tightest_criterion_is_called_by_its_title() -> None:
+    """Of what passed, CPU at 40 % against 70 % is nearest to its limit; an abbreviation stays one."""
+    assert "40 %" in advice(PLAIN, "Watch this first as load grows: CPU usage.")
