@@ -20,7 +20,7 @@ from loadtests.service_side.readings import Page
 
 
 class FakePrometheus:
-    """What it was asked for, and what it answers."""
+    """The queries it was asked, and the answers to them."""
 
     def __init__(self, metrics_urls: Sequence[str], alerts: Sequence[tuple[str, str]]) -> None:
         self.url = ""
