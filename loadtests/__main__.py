@@ -4,11 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtests import marked_block
 from loadtests.comparing.stored_runs import find
 from loadtests.judging.acceptance import AcceptanceError
 from loadtests.options import parse
 from loadtests.reports import report
-from loadtests.reports.summary import summarise
+from loadtests.reports.summary import HEADINGS, row, summarise
+from loadtests.run_record import RunRecord
 from loadtests.running.live import LiveLine
 from loadtests.running.plan import Plan
 from loadtests.running.run import CouldNotRun, run
@@ -50,7 +52,19 @@ def _run(plan: Plan, results: Path, baseline: Path | None, directories: list[Pat
         summary += f"against {', '.join(compared.baseline)}: {compared.conclusion}\n"
     (directory / "summary.txt").write_text(summary)
     sys.stdout.write(summary)
+    if is_the_plans(plan, record):
+        marked_block.write_row("loadtests", HEADINGS, row(record))
     return record.exit_code
+
+
+def is_the_plans(plan: Plan, record: RunRecord) -> bool:
+    """Whether a run is one of the plan's three, whole, of a service of its own, and its figures mean something."""
+    whole = record.complete and record.planned_seconds == plan.profile.run_time_seconds
+    own = plan.host is None and plan.prometheus_url is None
+    load = record.users == plan.profile.users and record.model == "closed"
+    return (
+        whole and own and load and plan.profile.orders_per_second is not None and record.verdict != "INVALID"
+    )
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ from typing import Any
 import psycopg2
 from rich.console import Console
 
+from loadtests import marked_block
 from loadtests.bench import charts, generator, measurement, process_stats
 from loadtests.bench.reporting import (
     Goal,
     Steps,
     command,
+    machine_line,
     milliseconds_text,
     ratio_text,
     report_console,
@@ -126,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     targets = reached(report["growth"])
     report["targets"] = [asdict(target) for target in targets]
     _show(console, report, soak, targets)
-    _write(options.output, report, soak, targets)
+    text = _write(options.output, report, soak, targets)
+    if options == parser.parse_args([]):  # a full run
+        marked_block.write("bench-growth", text)
     console.print(
         f"the tables as Markdown, the figures as JSON, and pictures: {options.output}", soft_wrap=True
     )
@@ -390,23 +394,18 @@ def _show(console: Console, report: dict[str, Any], soak: Soak, targets: Sequenc
     show_targets(console, targets)
 
 
-def _write(folder: Path, report: dict[str, Any], soak: Soak, targets: Sequence[Goal]) -> None:
+def _write(folder: Path, report: dict[str, Any], soak: Soak, targets: Sequence[Goal]) -> str:
+    """Leave all forms of the report in *folder*; the tables as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "growth.json").write_text(json.dumps(report, indent=1))
-    text = []
+    lines = []
     for name, key, what in _TABLES:
-        headings = _headings(key)
-        text += [f"**{_title(what)}**", "", "| " + " | ".join(headings) + " |"]
-        text.append("| --- |" + " ---: |" * (len(headings) - 1))
-        text += ["| " + " | ".join(row) + " |" for row in _rows(report[name])]
-        text.append("")
-    text += [f"- {_soak_line(soak)}", *(f"- {target.line}" for target in targets)]
-    machine = report["machine"]
-    text += [
-        "",
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; `make bench-growth`.",
-    ]
-    (folder / "growth.md").write_text("\n".join(text) + "\n")
+        lines += [f"**{_title(what)}**", ""]
+        lines += [marked_block.markdown_table(_headings(key), _rows(report[name])), ""]
+    lines += [f"- {_soak_line(soak)}", *(f"- {target.line}" for target in targets)]
+    lines += ["", machine_line("make bench-growth")]
+    text = "\n".join(lines) + "\n"
+    (folder / "growth.md").write_text(text)
     charts.lines(
         {f"by {label}": _series(report[name]) for name, label, _ in _TABLES},
         folder / "growth",
@@ -423,6 +422,7 @@ def _write(folder: Path, report: dict[str, Any], soak: Soak, targets: Sequence[G
         x_label="seconds under load",
         y_label="",
     )
+    return text
 
 
 if __name__ == "__main__":

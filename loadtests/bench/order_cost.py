@@ -17,11 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
+from loadtests import marked_block
 from loadtests.bench import charts, generator, measurement
 from loadtests.bench.reporting import (
     Goal,
     Steps,
     command,
+    machine_line,
     milliseconds_text,
     ratio_text,
     report_console,
@@ -109,7 +111,9 @@ def main(arguments: Sequence[str] | None = None, contestants: Sequence[Contestan
     _show(console, summary, targets)
     if missing:
         raise RuntimeError(f"{missing} acknowledged orders are not in the database: no figure here counts")
-    _write(options.output, report, summary, targets)
+    text = _write(options.output, report, summary, targets)
+    if options == parser.parse_args([]):  # a full run
+        marked_block.write("bench", text)
     console.print(
         f"the tables as Markdown, all rounds as JSON, and a picture: {options.output}", soft_wrap=True
     )
@@ -288,20 +292,20 @@ def _show(console: Console, summary: Sequence[dict[str, Any]], targets: Sequence
 
 def _write(
     folder: Path, report: dict[str, Any], summary: Sequence[dict[str, Any]], targets: Sequence[Goal]
-) -> None:
+) -> str:
+    """Leave all forms of the report in *folder*; the tables as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(report, indent=1))
     lines = []
     for connections in _loads(summary):
-        lines += [f"**{_title(connections)}**", "", "| " + " | ".join(_HEADINGS) + " |"]
-        lines.append("| --- |" + " ---: |" * (len(_HEADINGS) - 1))
-        lines += ["| " + " | ".join(row) + " |" for row in _rows(summary, connections)]
-        lines.append("")
+        lines += [f"**{_title(connections)}**", ""]
+        lines += [marked_block.markdown_table(_HEADINGS, _rows(summary, connections)), ""]
     lines += [f"- {target.line}" for target in targets]
-    machine = report["machine"]
-    lines += ["", f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; `make bench`."]
-    (folder / "bench.md").write_text("\n".join(lines) + "\n")
+    lines += ["", machine_line("make bench")]
+    text = "\n".join(lines) + "\n"
+    (folder / "bench.md").write_text(text)
     charts.bench(summary, folder / "bench")
+    return text
 
 
 if __name__ == "__main__":

@@ -110,6 +110,12 @@ def show_machine(console: Console) -> None:
     )
 
 
+def machine_line(made_by: str) -> str:
+    """What Markdown tells of where its figures come from: the machine, and the command."""
+    machine = processes.machine()
+    return f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; `{made_by}`."
+
+
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table that fits 100 columns: the first column is a name, the others are figures."""
     drawn = Table(

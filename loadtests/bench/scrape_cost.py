@@ -21,11 +21,13 @@ from typing import Any
 
 from rich.console import Console
 
+from loadtests import marked_block
 from loadtests.bench import generator, measurement
 from loadtests.bench.reporting import (
     Goal,
     Steps,
     command,
+    machine_line,
     milliseconds_text,
     ratio_text,
     report_console,
@@ -95,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "phases": [asdict(phase) for phase in phases],
     }
     (options.output / "scrape.json").write_text(json.dumps(report, indent=1))
+    if options == parser.parse_args([]):  # a full run
+        marked_block.write("bench-scrape", _markdown(idle, rows, targets))
     console.print(f"all phases as JSON: {options.output}", soft_wrap=True)
     return 0
 
@@ -275,6 +279,25 @@ def _show(
     )
     show_machine(console)
     show_targets(console, targets)
+
+
+def _markdown(idle: Sequence[Scrape], rows: Sequence[dict[str, Any]], targets: Sequence[Goal]) -> str:
+    """What a scrape took, idle and under each load, and the targets."""
+    alone = [scrape.seconds * 1e3 for scrape in idle]
+    loads = [("no load", statistics.fmean(alone), max(alone))] + [
+        (f"{row['connections']} connections", row["scrape_mean_ms"], row["scrape_max_ms"]) for row in rows
+    ]
+    return "\n".join(
+        [
+            *(
+                f"- {load}: a scrape took {milliseconds_text(mean)} ms, at most {milliseconds_text(most)}"
+                for load, mean, most in loads
+            ),
+            *(f"- {target.line}" for target in targets),
+            "",
+            machine_line("make bench-scrape"),
+        ]
+    )
 
 
 if __name__ == "__main__":

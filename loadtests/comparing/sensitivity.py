@@ -19,7 +19,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from loadtests import marked_block
+from loadtests.bench.reporting import machine_line
 from loadtests.comparing.comparison import Comparison, compare
+from loadtests.comparing.figures import METRICS
 from loadtests.comparing.noise_floor import RUNS_NEEDED, measure_floor, store_floor
 from loadtests.comparing.stored_runs import Run
 from loadtests.machine import processes, target
@@ -89,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (options.results / "sensitivity.md").write_text(text)
     document = {build.name: asdict(comparison) for build, comparison in compared.items()}
     (options.results / "sensitivity.json").write_text(json.dumps(document, indent=1))
+    if options == parser.parse_args([]):  # a full run
+        marked_block.write("sensitivity", changes(compared))
     sys.stdout.write(text)
     return int(not holds(compared))
 
@@ -100,6 +105,23 @@ def holds(compared: Mapping[Build, Comparison]) -> bool:
     }
     equal = not {"better", "worse"} & set(said["A again"].values())
     return equal and said["30 % slower"].get("cpu_us_per_order") == "worse"
+
+
+HEADINGS = ("against A", "orders/s", "mean", "p50", "p95", "p99", "CPU per order", "said to differ")
+
+
+def changes(compared: Mapping[Build, Comparison]) -> str:
+    """A row a build: by how much each metric changed, and which of them are claimed to differ; then the machine."""
+    titles = dict(zip((metric.name for metric in METRICS), HEADINGS[1:-1], strict=True))
+    rows = []
+    for build, comparison in compared.items():
+        ratios = {row.name: change(row.ratio) for row in comparison.rows}
+        claimed = [titles[row.name] for row in comparison.rows if row.claim in ("better", "worse")]
+        rows.append(
+            [build.name, *(ratios.get(name, "-") for name in titles), ", ".join(claimed) or "nothing"]
+        )
+    machine = machine_line("python -m loadtests.comparing.sensitivity")
+    return f"{marked_block.markdown_table(HEADINGS, rows)}\n\n{machine}"
 
 
 def _valid_run(

@@ -1,7 +1,8 @@
-"""A run in plain text: the criteria, the verdict, and why."""
+"""A run in plain text: the criteria, the verdict, and why; and in one row of a table."""
 
 from pathlib import Path
 
+from loadtests.quantities import duration, number, quantity
 from loadtests.run_record import RunRecord
 
 
@@ -40,3 +41,25 @@ def summarise(record: RunRecord, directory: Path) -> str:
         f"report: {directory}",
     ]
     return "\n".join(lines) + "\n"
+
+
+HEADINGS = (
+    "", "measured", "users", "orders/s", "mean", "p95", "p99", "errors", "CPU", "verdict", "machine",
+)  # fmt: skip
+
+
+def row(record: RunRecord) -> list[str]:
+    """The run in a line, under `HEADINGS`."""
+    latency, machine = record.acknowledged, record.environment.machine
+    cpu = next((criterion.value for criterion in record.criteria if criterion.name == "cpu"), None)
+    return [
+        f"`make loadtest-{record.profile}`",
+        duration(record.duration_seconds),
+        number(record.users),
+        number(record.orders_per_second),
+        *(quantity(value, "ms") for value in (latency.mean_ms, latency.p95_ms, latency.p99_ms)),
+        number(record.counts.refused + record.counts.unknown),
+        quantity(cpu, "%"),
+        record.verdict,
+        f"{machine['cpu']}, {machine['cores']} cores",
+    ]
