@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, or 1 after one line that says what was wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m app",
-        description="The order service. Settings come from the environment; the README lists them.",
+        description="The order service. Settings come from the environment; app/README.md lists them.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
     commands.add_parser("serve", help="serve (the default)")
