@@ -16,8 +16,10 @@ from app import errors, metrics
 from app.embedded_postgres import EmbeddedPostgres
 from app.main import create_app
 from app.settings import Settings
-from loadtests import sensitivity, summary
-from loadtests.bench import growth, marked_block, order_cost
+from loadtests import marked_block
+from loadtests.bench import growth, order_cost
+from loadtests.comparing import sensitivity
+from loadtests.reports import summary
 from tests.support.order_api import new_database
 from tests.support.service_process import ServiceProcess
 
