@@ -200,7 +200,7 @@ def _shares(items: Sequence[T], ends_at: float) -> Iterator[tuple[T, float]]:
 
 
 def _hosts(dsn: str) -> list[dict[str, str]]:
-    """What to change in *dsn* to reach one of its hosts only, in the order in which to try them."""
+    """The parameters that lead *dsn* to one of its hosts only, in the order in which to try them."""
     options = extensions.parse_dsn(dsn)
     lists = {name: options[name].split(",") for name in ("host", "hostaddr", "port") if options.get(name)}
     count = max(map(len, lists.values()), default=1)
@@ -373,7 +373,7 @@ class SafePool(aiopg.pool.Pool):
         return None
 
     def _is_spent(self, conn: SafeConnection) -> bool:
-        """Whether *conn* is not to be lent any more, though it is open."""
+        """True for a connection that is not lent any more, though it may be open."""
         return conn.retire_at <= self._loop.time() or conn.opened_at <= self._condemned_until
 
     async def _next_one(self) -> SafeConnection:
@@ -442,7 +442,7 @@ class SafePool(aiopg.pool.Pool):
                 self._waiting.popleft().set_exception(exc)
 
     def _lives(self) -> bool:
-        """Whether any connection is open, as far as is known."""
+        """True while any connection is open, as far as is known."""
         return any(not conn.closed for conn in (*self._used, *self._free))
 
     async def _open(self) -> SafeConnection:

@@ -19,7 +19,6 @@ class SlowerRequests:
     def __init__(self, application: Any, seconds: float) -> None:
         self._application: ASGIApp = application
         self._seconds = seconds
-        self.state = application.state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Work, and serve one request."""
@@ -35,7 +34,7 @@ def main() -> int:
     command = importlib.import_module("app.__main__")
     create_app = command.create_app
     seconds = float(os.environ["SLOWER_BY_US"]) / 1e6
-    vars(command)["create_app"] = lambda settings: SlowerRequests(create_app(settings), seconds)
+    vars(command)["create_app"] = lambda *given: SlowerRequests(create_app(*given), seconds)
     return int(command.main(sys.argv[1:]))
 
 

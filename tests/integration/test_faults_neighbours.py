@@ -167,8 +167,8 @@ async def test_an_order_that_cannot_be_written_fails_alone(
 
 @pytest.mark.parametrize(
     "value",
-    [object(), "NUL \x00", "lone \ud800 surrogate", {"a": 1}],
-    ids=["object", "NUL", "surrogate", "dict"],
+    [object(), "NUL \x00", "lone \ud800 surrogate", {"a"}],
+    ids=["object", "NUL", "surrogate", "set"],
 )
 async def test_a_value_the_driver_cannot_write_was_not_sent(db: Database, value: object) -> None:
     """Whatever the driver raises it is a refused value: nothing was sent, and the connection serves on."""

@@ -170,16 +170,23 @@ class SilentServer:
 
     def __init__(self) -> None:
         self.connections: list[list[float]] = []
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Keep one connection for as long as the other side does."""
         connection = [time.monotonic(), float("inf")]
         self.connections.append(connection)
+        self._writers.append(writer)
         with contextlib.suppress(OSError):
             while await reader.read(4096):
                 pass
         connection[1] = time.monotonic()
         writer.close()
+
+    def cut(self) -> None:
+        """End the connections that are left: the event loop may end before the other side does."""
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 async def test_one_trial_at_a_time_reaches_the_database(
@@ -207,6 +214,7 @@ async def test_one_trial_at_a_time_reaches_the_database(
             reached = len(silent.connections) - reached_before
             counted = trials() - before
             server.close()
+            silent.cut()
             socket_path.unlink()  # noqa: ASYNC240  # a local file
     asked = [order for order in traffic.orders if order.started_at > watched_from]
     assert len(asked) > 100

@@ -25,7 +25,7 @@ from app.settings import Settings
 
 
 class Injected(Exception):
-    """What no code expects."""
+    """A failure that no code expects."""
 
 
 def failing_once(work: Callable[..., Any], failure: BaseException) -> tuple[Callable[..., Any], list[float]]:
@@ -48,7 +48,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def failures(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """What was logged as failed: the work, and the exception's text."""
+    """The failures that were logged: the work, and the exception's text."""
     return [
         (vars(record)["work"], str(record.exc_info and record.exc_info[1]))
         for record in caplog.records

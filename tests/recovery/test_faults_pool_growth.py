@@ -297,7 +297,7 @@ async def test_the_server_that_takes_writes_is_found(
     with standby:
 
         async def found_by(attrs: str) -> bool:
-            """Whether the server that was found is a standby."""
+            """True where the server that was found is a standby."""
             if form == "sockets":
                 pair = [make_dsn(server.dsn, port=server.port) for server in (standby, tcp_postgres)]
             else:

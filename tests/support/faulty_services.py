@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import os
 import sys
 import threading
 import uuid
@@ -20,7 +21,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 import app.__main__ as service
 from app.main import create_app
-from app.settings import Settings
 
 _HELD_CONNECTIONS = 40  # of 50: four fifths of the pool
 _BALLAST_BYTES = 1_700 * 2**20  # of 2 GiB: more than four fifths
@@ -31,7 +31,6 @@ class FaultyService:
 
     def __init__(self, inner: FastAPI) -> None:
         self.inner = inner
-        self.state = inner.state
         self.numbers = itertools.count(1)  # of the orders
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -190,7 +189,7 @@ class Dropping(FaultyService):
 
     def _delete(self, order_id: str) -> None:
         with (
-            contextlib.closing(psycopg2.connect(self.state.dsn)) as connection,
+            contextlib.closing(psycopg2.connect(os.environ["DATABASE_URL"])) as connection,
             connection,
             connection.cursor() as cursor,
         ):
@@ -245,8 +244,8 @@ def main() -> int:
     """Serve with the fault that the command line names."""
     fault = FAULTS[sys.argv.pop(1)]
 
-    def create(settings: Settings) -> Any:
-        return fault(create_app(settings))
+    def create(*arguments: Any) -> Any:
+        return fault(create_app(*arguments))
 
     vars(service)["create_app"] = create
     return service.main([])

@@ -33,7 +33,7 @@ def promote(standby: EmbeddedPostgres) -> None:
 
 
 def is_synchronous(primary: EmbeddedPostgres) -> bool:
-    """Whether a standby confirms the commits of *primary*."""
+    """True once a standby confirms the commits of *primary*."""
     return bool(
         execute(primary.dsn, "SELECT 1 FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')")
     )
