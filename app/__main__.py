@@ -14,7 +14,7 @@ from app.errors import ServiceError
 from app.main import create_app, database_url, open_database
 from app.server.protocol import Limits
 from app.server.serve import raise_open_files_limit, run, serve
-from app.settings import Settings, SettingsError
+from app.settings import PRINCIPAL, Settings, SettingsError
 from app.state import Lifecycle
 
 
@@ -89,6 +89,8 @@ async def _migrate(settings: Settings) -> int:
 
 
 def _new_key(principal: str) -> int:
+    if not PRINCIPAL.fullmatch(principal):
+        raise SettingsError("new-key: a principal is 1 to 64 letters, digits, dots, dashes and underscores")
     token, entry = new_key(principal)
     sys.stdout.write(
         f"token (give it to the client; it is shown once): {token}\nentry (add it to API_KEYS): {entry}\n"

@@ -2,19 +2,42 @@
 
 import ipaddress
 import re
+import socket
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_API_KEY_ENTRY = re.compile(r"(?P<principal>[A-Za-z0-9._-]{1,64}):(?P<sha256>[0-9a-fA-F]{64})")
+PRINCIPAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_API_KEY_ENTRY = re.compile(rf"{PRINCIPAL.pattern}:[0-9a-fA-F]{{64}}")
+
+# Bounds that no sane value meets: what is beyond them is a slip, and would fail late or never end.
+Seconds = Annotated[float, Field(ge=0.001, le=86_400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+
+AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+
+Address = tuple[socket.AddressFamily, int, Any]  # family, protocol, and what `bind` takes
 
 
 class SettingsError(Exception):
     """A setting cannot be used; the message names the variable."""
+
+
+def addresses_of(host: str, port: int) -> list[Address]:
+    """The addresses to listen on for *host*, a name or an address.
+
+    Raises:
+        SettingsError: it cannot be resolved.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as exc:
+        raise SettingsError(f"HOST: {host!r} cannot be resolved ({exc})") from exc
+    return list(dict.fromkeys((family, protocol, address) for family, _, protocol, _, address in found))
 
 
 class Settings(BaseSettings):
@@ -33,40 +56,40 @@ class Settings(BaseSettings):
 
     database_url: str | None = None  # unset: the embedded PostgreSQL
     embedded_postgres_dir: Path = Path(".data/postgres")
-    db_pool_min_size: PositiveInt = 10
-    db_pool_max_size: PositiveInt = 50
-    # The plan's value, and aiopg's own bound; the three below bound a request.
-    db_pool_timeout_seconds: PositiveFloat = 30
-    db_acquire_timeout_seconds: PositiveFloat = 1
-    db_connect_timeout_seconds: PositiveFloat = 2
-    db_statement_timeout_seconds: PositiveFloat = 2
-    start_timeout_seconds: PositiveFloat = 30  # how long an unreachable database is retried at start
+    db_pool_min_size: Count = 10
+    db_pool_max_size: Count = 50
+    # The plan's value, aiopg's own bound: the three below bound a request.
+    db_pool_timeout_seconds: Seconds = 30
+    db_acquire_timeout_seconds: Seconds = 1
+    db_connect_timeout_seconds: Seconds = 2
+    db_statement_timeout_seconds: Seconds = 2
+    start_timeout_seconds: Seconds = 30  # how long an unreachable database is retried at start
 
-    request_deadline_seconds: PositiveFloat = 5
-    cache_ttl_seconds: PositiveFloat = 300
+    request_deadline_seconds: Seconds = 5
+    cache_ttl_seconds: Seconds = 300
     batch_max_size: Annotated[int, Field(ge=1, le=10_000)] = 100
-    batch_max_wait_seconds: PositiveFloat = 0.5  # past it the order is refused: the plan's p95 limit is 0.5 s
-    breaker_fail_max: PositiveInt = 3
-    breaker_reset_seconds: PositiveFloat = 2
-    retry_max_attempts: PositiveInt = 3
-    retry_budget_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    max_in_flight: PositiveInt = 2000  # above the plan's 1,000 users
+    batch_max_wait_seconds: Seconds = 0.5  # past it the order is refused: the plan's p95 limit is 0.5 s
+    breaker_fail_max: Count = 3
+    breaker_reset_seconds: Seconds = 2
+    retry_max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    retry_budget_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 2000  # above the plan's 1,000 users
 
-    keep_alive_seconds: PositiveFloat = 75
-    connection_max_age_seconds: PositiveFloat = 60
-    # 5 in a cluster: endpoints are removed while SIGTERM is delivered.
-    drain_delay_seconds: NonNegativeFloat = 0
+    keep_alive_seconds: Seconds = 75
+    connection_max_age_seconds: Seconds = 60
+    # 5 in a cluster: endpoints are removed while SIGTERM is delivered
+    drain_delay_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0
 
     api_keys: str | None = None  # principal:sha256hex,...
     allow_anonymous: bool = False
 
     migrate_on_start: bool = True
-    max_replicas: PositiveInt = 1
+    max_replicas: Count = 1
     catalog_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     catalog_stock: Annotated[int, Field(ge=0, le=2**62)] = 1_000_000_000
 
-    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
-    log_format: Literal["auto", "console", "json"] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], AnyCase] = "info"
+    log_format: Annotated[Literal["auto", "console", "json"], AnyCase] = "auto"
 
     @classmethod
     def load(cls, **overrides: object) -> Self:
@@ -98,15 +121,13 @@ class Settings(BaseSettings):
             )
         return self
 
-    @property
+    @cached_property
     def host_is_loopback(self) -> bool:
-        """True if only this machine can reach the service."""
-        if self.host == "localhost":
+        """True if only this machine can reach the service; every address of a name counts."""
+        if self.host.lower() == "localhost":
             return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        addresses = addresses_of(self.host, self.port)
+        return all(ipaddress.ip_address(address[0]).is_loopback for _, _, address in addresses)
 
     @cached_property
     def principals_by_key_hash(self) -> Mapping[bytes, str]:

@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 
 from app.background import keep_running
 from app.server.protocol import Connections, LimitedHttpProtocol, Limits
-from app.settings import SettingsError
+from app.settings import SettingsError, addresses_of
 
 _BACKLOG = 2048  # the kernel caps it at net.core.somaxconn
 _POLL_SECONDS = 0.02
@@ -279,17 +279,13 @@ def _signals() -> Iterator[asyncio.Future[int]]:
 @contextlib.contextmanager
 def _listening_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
     """Bound sockets, one per address of *host*, that do not listen yet."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as exc:
-        raise SettingsError(f"HOST: {host!r} cannot be resolved ({exc})") from exc
     with contextlib.ExitStack() as stack:
         sockets: list[socket.socket] = []
         failure: OSError | None = None
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        for family, protocol, address in addresses_of(host, port):
             wanted = sockets[0].getsockname()[1] if sockets else port
             try:
-                bound = stack.enter_context(socket.socket(family, kind, protocol))
+                bound = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, protocol))
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 bound.bind((address[0], wanted, *address[2:]))
             except OSError as exc:
