@@ -203,8 +203,10 @@ def _port(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def main(environment: Mapping[str, str]) -> int:
-    """Run both until SIGINT or SIGTERM; 0, or 1 after one line that says what was wrong."""
+    """Run both until SIGINT, SIGTERM or SIGHUP; 0, or 1 after one line that says what was wrong."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     targets = [target.strip() for target in (environment.get("TARGETS") or "localhost:8000").split(",")]
     try:
         with Monitor(

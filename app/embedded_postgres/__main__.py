@@ -23,7 +23,10 @@ class _PlainFormatter(logging.Formatter):
 
 async def _serve(server: EmbeddedPostgres) -> None:
     asked_to_end = asyncio.Event()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        ending.append(signal.SIGHUP)
+    for signal_number in ending:
         asyncio.get_running_loop().add_signal_handler(signal_number, asked_to_end.set)
     supervisor = asyncio.create_task(server.supervise())
     await asked_to_end.wait()
@@ -31,7 +34,7 @@ async def _serve(server: EmbeddedPostgres) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a server alone until SIGINT or SIGTERM; its DSN goes to stdout, one line of reason to stderr."""
+    """Run a server alone until SIGINT, SIGTERM or SIGHUP; its DSN goes to stdout, one line of reason to stderr."""
     parser = argparse.ArgumentParser(prog="python -m app.embedded_postgres", description=main.__doc__)
     parser.add_argument("directory", type=Path, help="where its data is kept")
     parser.add_argument("--port", type=int, help="also listen there on 127.0.0.1 (a second DSN is printed)")

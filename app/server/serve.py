@@ -56,12 +56,13 @@ async def serve(
     on_started: Callable[[str], None],
     grace_seconds: float = 30.0,
 ) -> int:
-    """Serve *app* until SIGTERM or SIGINT, and end without losing a request.
+    """Serve *app* until SIGTERM, SIGHUP or SIGINT, and end without losing a request.
 
     The port is bound, the application starts up, the port listens. On SIGTERM: `on_drain()`; for
     *drain_delay_seconds* everything is still accepted, and every answer says `Connection: close`; the port is
-    closed; what was read is answered; the application shuts down. SIGINT skips the delay. A signal during the
-    start-up cancels it. A second signal ends the process at once, with 128 + its number.
+    closed; what was read is answered; the application shuts down. SIGHUP does the same, and SIGINT skips the delay.
+    A signal during the start-up cancels it. A second SIGTERM or SIGINT ends the process at once, with 128 + its
+    number.
 
     Args:
         app: its lifespan must be supported; what its start-up or shutdown raises is raised here.
@@ -94,7 +95,7 @@ async def serve(
                 stop_signal = await signalled
                 on_drain()
                 server.connections.drain(server.open)
-                if stop_signal == signal.SIGTERM:
+                if stop_signal != signal.SIGINT:
                     await asyncio.sleep(drain_delay_seconds)
                 finished = await server.finish(grace_seconds)
         finally:
@@ -253,7 +254,9 @@ async def _until_signal(work: Coroutine[Any, Any, None], signalled: asyncio.Futu
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Future[int]]:
-    """The first SIGTERM or SIGINT as a future; the second one ends the process at once.
+    """The first SIGTERM, SIGHUP or SIGINT as a future; another SIGTERM or SIGINT ends the process at once.
+
+    A terminal that is closed sends SIGHUP twice, once itself and once by its shell; under nohup it stays ignored.
 
     Handlers of the interpreter, not of the loop: they also run while a start-up step blocks the loop.
     """
@@ -263,12 +266,16 @@ def _signals() -> Iterator[asyncio.Future[int]]:
 
     def handle(signum: int, _: FrameType | None) -> None:
         nonlocal seen
-        if seen:
+        if seen and signum != signal.SIGHUP:
             os._exit(128 + signum)
-        seen = True
-        loop.call_soon_threadsafe(signalled.set_result, signum)
+        if not seen:
+            seen = True
+            loop.call_soon_threadsafe(signalled.set_result, signum)
 
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+    ending = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    before = {signum: signal.signal(signum, handle) for signum in ending}
     try:
         yield signalled
     finally:

@@ -24,7 +24,10 @@ SERVICE = (sys.executable, "-m", "app")
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# What asks to end: Ctrl-C, `kill`, and a terminal that is closed, but for `nohup`.
+_HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, *_HANGUP)
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,21 @@ class Server:
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A temporary directory, gone when the block ends, also when that is by Ctrl-C or SIGTERM."""
+    """A temporary directory, gone when the block ends, also when that is by one of `ENDING_SIGNALS`."""
     # As Ctrl-C, which asyncio knows to turn into a cancellation: an exception raised by a handler of our own could
     # end up in any callback of the event loop, and be swallowed there.
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    others = ENDING_SIGNALS[1:]
+    previous = {
+        number: signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT)) for number in others
+    }
     folder = Path(tempfile.mkdtemp(prefix="order-bench-"))
     try:
         yield folder
     finally:
         with _undisturbed():
             shutil.rmtree(folder, ignore_errors=True)
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -198,8 +205,8 @@ def _listens(port: int) -> bool:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Hold back a second Ctrl-C until the block is done: it would leave processes behind."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)

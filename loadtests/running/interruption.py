@@ -1,12 +1,14 @@
-"""Ctrl-C and SIGTERM during a run."""
+"""Ctrl-C, SIGTERM and SIGHUP during a run."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 
+from loadtests.machine import processes
+
 
 class Interruption:
-    """Ctrl-C or SIGTERM: the first asks for an end with a report, a second ends at once."""
+    """Ctrl-C, SIGTERM or SIGHUP: the first asks for an end with a report, a second ends at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -19,8 +21,8 @@ class Interruption:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Note both signals while the block runs."""
-        previous = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Note these signals while the block runs."""
+        previous = {number: signal.signal(number, self.note) for number in processes.ENDING_SIGNALS}
         try:
             yield
         finally:
