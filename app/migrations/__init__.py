@@ -1,6 +1,8 @@
 """The schema, as numbered SQL files: `0001_orders.sql` brings an empty database to version 1, and so on."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.db import Database
@@ -34,8 +36,24 @@ INSERT_PRODUCTS = """
 """
 
 
+SELECT_MISSING_PRIVILEGES = """
+    SELECT coalesce(string_agg(privilege, ', '), '')
+      FROM (VALUES ('SELECT on products', has_table_privilege('products', 'SELECT')),
+                   ('UPDATE on products', has_any_column_privilege('products', 'UPDATE')),
+                   ('SELECT on orders', has_table_privilege('orders', 'SELECT')),
+                   ('INSERT on orders', has_any_column_privilege('orders', 'INSERT')),
+                   ('UPDATE on orders', has_any_column_privilege('orders', 'UPDATE')),
+                   ('EXECUTE on store_orders_v1',
+                    has_function_privilege('store_orders_v1(jsonb, jsonb)', 'EXECUTE')),
+                   ('EXECUTE on cancel_order_v1',
+                    has_function_privilege('cancel_order_v1(text, uuid, text[])', 'EXECUTE')))
+           AS needed (privilege, granted)
+     WHERE NOT granted
+"""
+
+
 class SchemaError(ServiceError):
-    """The database's schema is older than this service needs."""
+    """The database's schema is not one this service can work on, as the role and the search_path it has."""
 
     status = 503
     error_type = "database"
@@ -54,6 +72,11 @@ async def migrate(db: Database, *, directory: Path = _DIRECTORY) -> int:
         The schema's version now. A version newer than this service knows is left alone: the next release's schema
         still serves this one.
     """
+    with _told("the schema cannot be brought up to date"):
+        return await _migrate(db, directory)
+
+
+async def _migrate(db: Database, directory: Path) -> int:
     for version, path in migrations(directory):
         async with db.transaction(statement_timeout_seconds=_STATEMENT_TIMEOUT_SECONDS) as transaction:
             await transaction.run("SELECT pg_advisory_xact_lock(%(id)s)", {"id": _LOCK_ID})
@@ -74,17 +97,43 @@ async def require_schema(db: Database) -> None:
     """Check that the schema is one this service can work on.
 
     Raises:
-        SchemaError: it is too old; `python -m app migrate` upgrades it.
+        SchemaError: it is too old, which `python -m app migrate` mends, or not this role's to use.
     """
-    needed, found = migrations()[-1][0], await schema_version(db)
-    if found < needed:
-        raise SchemaError(
-            f"the schema is at version {found}, this service needs {needed}: run `python -m app migrate`"
-        )
+    with _told("the schema cannot be used"):
+        needed, found = migrations()[-1][0], await schema_version(db)
+        if found < needed:
+            search_path = (await db.run("SHOW search_path"))[0][0]
+            raise SchemaError(
+                f"DATABASE_URL: the schema is at version {found} in the search_path {search_path}, this service needs "
+                f"{needed}: run `python -m app migrate`"
+            )
+        missing = (await db.run(SELECT_MISSING_PRIVILEGES))[0][0]
+        if missing:
+            raise SchemaError(f"DATABASE_URL: the role lacks privileges: {missing}")
 
 
 async def seed_catalogue(db: Database, *, size: int, stock: int) -> None:
     """Insert the deterministic products `SKU-0001` ... that are missing; never touches one that is there."""
+    with _told("the products cannot be made"):
+        await _seed_catalogue(db, size, stock)
+
+
+async def _seed_catalogue(db: Database, size: int, stock: int) -> None:
     async with db.transaction(statement_timeout_seconds=_STATEMENT_TIMEOUT_SECONDS) as transaction:
         parameters = {"size": size, "stock": stock, "last": f"SKU-{size:04}"}
         await transaction.run(INSERT_PRODUCTS, parameters)
+
+
+@contextmanager
+def _told(failure: str) -> Iterator[None]:
+    """Say what the database said, in one line: `InternalError` alone would help nobody at the start."""
+    try:
+        yield
+    except SchemaError:
+        raise
+    except ServiceError as exc:
+        reason = str(exc.__cause__ or "").partition("\n")[0].strip() or exc.detail
+        raise SchemaError(
+            f"DATABASE_URL: {failure} with its role and search_path: {reason} (the schema's owner runs `python -m app "
+            "migrate`; the service can then start with MIGRATE_ON_START=false)"
+        ) from exc

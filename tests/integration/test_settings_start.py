@@ -66,7 +66,7 @@ def test_a_bad_setting_stops_the_start(tmp_path: Path, database_url: str, name: 
     _check_refused(_run(tmp_path, **settings), name)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "example.com"])  # noqa: S104  # refused
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])  # noqa: S104  # refused
 def test_anonymous_is_for_loopback(tmp_path: Path, host: str) -> None:
     """A service without keys does not start on an address that others reach."""
     _check_refused(_run(tmp_path, HOST=host), "API_KEYS")
@@ -264,7 +264,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, data
     broken.write_text("CREATE TABLE half (id int); SELECT 1 / 0;")
     db = await _connect(database_url)
     try:
-        with pytest.raises(Exception, match="refused the values"):
+        with pytest.raises(Exception, match="division by zero"):
             await migrations.migrate(db, directory=directory)
         assert await migrations.schema_version(db) == 0
         assert execute(database_url, "SELECT to_regclass('half')") == [(None,)]
