@@ -22,6 +22,7 @@ when a fix is no longer needed. Mended:
 import asyncio
 import collections
 import ipaddress
+import os
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,6 +203,9 @@ def _shares(items: Sequence[T], ends_at: float) -> Iterator[tuple[T, float]]:
 def _hosts(dsn: str) -> list[dict[str, str]]:
     """The parameters that lead *dsn* to one of its hosts only, in the order in which to try them."""
     options = extensions.parse_dsn(dsn)
+    if options.get("service") or any(os.environ.get(name) for name in ("PGSERVICE", "PGHOSTADDR")):
+        # What they add is known to libpq alone.
+        return [{}]
     lists = {name: options[name].split(",") for name in ("host", "hostaddr", "port") if options.get(name)}
     count = max(map(len, lists.values()), default=1)
     if any(len(values) not in {1, count} for values in lists.values()):

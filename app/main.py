@@ -1,6 +1,7 @@
 """Builds the application: the one place that constructs things."""
 
 import asyncio
+import os
 import platform
 import time
 from collections import deque
@@ -132,6 +133,9 @@ async def database_url(settings: Settings, stack: AsyncExitStack) -> str:
     """The server to use: the one that was named, or one of our own."""
     if settings.database_url is not None:
         return settings.database_url
+    # libpq's settings are for a server of the user's own; not all of them give way to a DSN (PGSERVICE, PGTZ).
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
     postgres = EmbeddedPostgres(settings.embedded_postgres_dir)
     postgres.start()
     stack.callback(postgres.stop)

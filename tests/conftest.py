@@ -16,6 +16,10 @@ from app.embedded_postgres import EmbeddedPostgres
 from app.server.serve import raise_open_files_limit
 from tests.support.service_process import ServiceProcess
 
+# The tests have servers of their own, to which libpq's settings of the user's do not apply.
+for _name in [name for name in os.environ if name.startswith("PG")]:
+    del os.environ[_name]
+
 raise_open_files_limit()  # some tests are a thousand clients
 
 # Only for data that no test outlives; `own_postgres` keeps the real settings.

@@ -33,6 +33,12 @@ SERVER_SETTINGS: Mapping[str, str] = {
     "log_timezone": "UTC",
 }
 
+# Whatever a client's environment says (PGPORT, PGHOSTADDR, PGOPTIONS ...): a DSN wins over it where it says something.
+_DSN_OPTIONS = (
+    "&hostaddr=&options=&requirepeer=&target_session_attrs=any&client_encoding=UTF8"
+    "&sslmode=disable&gssencmode=disable&channel_binding=disable"
+)
+
 _SOCKET_PORT = 5432  # only names the socket file, unless TCP is asked for
 _START_SECONDS = 60.0  # recovery after a crash replays the WAL since the last checkpoint
 _RESTART_SECONDS = 1.0
@@ -93,15 +99,16 @@ class EmbeddedPostgres:
     @property
     def dsn(self) -> str:
         """The URI of the database `orders` over the Unix socket, for psql and aiopg alike."""
-        port = "" if self.port is None else f"&port={self.port}"
-        return f"postgresql://{ROLE}@/{DATABASE}?host={quote(os.fsencode(self._files.socket))}{port}"
+        where = f"host={quote(os.fsencode(self._files.socket))}&port={self.port or _SOCKET_PORT}"
+        return f"postgresql://{ROLE}@/{DATABASE}?{where}{_DSN_OPTIONS}"
 
     @property
     def tcp_dsn(self) -> str:
         """The URI of the same database over TCP, password included; only with a `port`."""
         if self.port is None:
             raise EmbeddedPostgresError("the server listens on its Unix socket only: give it a port")
-        return f"postgresql://{ROLE}:{self._files.password.read_text()}@127.0.0.1:{self.port}/{DATABASE}"
+        where = f"{ROLE}:{self._files.password.read_text()}@127.0.0.1:{self.port}/{DATABASE}"
+        return f"postgresql://{where}?{_DSN_OPTIONS.removeprefix('&')}"
 
     @property
     def pid(self) -> int:

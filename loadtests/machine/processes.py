@@ -93,6 +93,9 @@ def embedded_postgres(folder: Path) -> Iterator[Postgres]:
     Raises:
         RuntimeError: it does not start; the message holds the end of what it said.
     """
+    # From here on this process talks to no other: libpq's settings are for one of the user's own.
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
     log_path = folder / "postgres.log"
     command = [sys.executable, "-m", "app.embedded_postgres", str(folder / "postgres")]
     with log_path.open("wb") as log, child(command, stdout=subprocess.PIPE, stderr=log) as process:
