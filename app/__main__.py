@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import structlog
+
 from app import logs, migrations
 from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgresError
@@ -14,8 +16,10 @@ from app.errors import ServiceError
 from app.main import create_app, database_url, open_database
 from app.server.protocol import Limits
 from app.server.serve import raise_open_files_limit, run, serve
-from app.settings import PRINCIPAL, Settings, SettingsError
+from app.settings import PRINCIPAL, TERMINATION_GRACE_PERIOD_SECONDS, Settings, SettingsError
 from app.state import Lifecycle
+
+_log = structlog.get_logger("app")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings) -> int:
     logs.configure(settings.log_level, settings.log_format)
     raise_open_files_limit()
+    if settings.longest_shutdown_seconds > TERMINATION_GRACE_PERIOD_SECONDS:
+        _log.warning(
+            "shutdown_may_be_cut_short",
+            detail="DRAIN_DELAY_SECONDS, requests in progress, REQUEST_DEADLINE_SECONDS and "
+            "DB_STATEMENT_TIMEOUT_SECONDS together: a cluster needs a longer terminationGracePeriodSeconds",
+            longest_shutdown_seconds=settings.longest_shutdown_seconds,
+            kubernetes_waits_seconds=TERMINATION_GRACE_PERIOD_SECONDS,
+        )
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle)
 
@@ -68,6 +80,7 @@ def _serve(settings: Settings) -> int:
             drain_delay_seconds=settings.drain_delay_seconds,
             on_drain=lifecycle.drain,
             on_started=started,
+            grace_seconds=settings.shutdown_grace_seconds,
         )
     )
 

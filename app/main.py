@@ -90,7 +90,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
                 batch_max_wait_seconds=settings.batch_max_wait_seconds,
                 request_deadline_seconds=settings.request_deadline_seconds,
             )
-            stack.push_async_callback(orders.drain)
+            stack.push_async_callback(_drain, orders, settings.request_deadline_seconds)
             ORDER_BATCH_QUEUE_DEPTH.set_function(lambda: orders.queue_depth)
             for breaker, proof in (writes, partial(prove_writes, db)), (reads, db.ping):
                 await _run_in_background(stack, keep_running("heal", partial(_heal, breaker, proof)))
@@ -183,6 +183,15 @@ async def _open_database(settings: Settings, dsn: str, stack: AsyncExitStack) ->
             max_connections=max_connections,
         )
     return db
+
+
+async def _drain(orders: OrderService, seconds: float) -> None:
+    """Wait for the orders that were taken; none of them has more than *seconds* left."""
+    try:
+        async with asyncio.timeout(seconds):
+            await orders.drain()
+    except TimeoutError:
+        _log.error("orders_given_up", queued=orders.queue_depth)
 
 
 async def _run_in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:

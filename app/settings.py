@@ -18,6 +18,11 @@ _API_KEY_ENTRY = re.compile(rf"{PRINCIPAL.pattern}:[0-9a-fA-F]{{64}}")
 Seconds = Annotated[float, Field(ge=0.001, le=86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
+# At the end: how long requests in progress may take at least. With the other steps of a shutdown it fits into the 30 s
+# that Kubernetes gives by default.
+SHUTDOWN_GRACE_SECONDS = 15.0
+TERMINATION_GRACE_PERIOD_SECONDS = 30.0
+
 AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 Address = tuple[socket.AddressFamily, int, Any]  # family, protocol, and what `bind` takes
@@ -128,6 +133,24 @@ class Settings(BaseSettings):
             return True
         addresses = addresses_of(self.host, self.port)
         return all(ipaddress.ip_address(address[0]).is_loopback for _, _, address in addresses)
+
+    @property
+    def shutdown_grace_seconds(self) -> float:
+        """How long requests in progress may take at the end: no order is cut off before its deadline."""
+        return max(SHUTDOWN_GRACE_SECONDS, self.request_deadline_seconds)
+
+    @property
+    def longest_shutdown_seconds(self) -> float:
+        """The sum of what bounds each step of a shutdown: drain, requests in progress, queued orders, pool.
+
+        The embedded PostgreSQL takes its own time after that.
+        """
+        return (
+            self.drain_delay_seconds
+            + self.shutdown_grace_seconds
+            + self.request_deadline_seconds
+            + self.db_statement_timeout_seconds
+        )
 
     @cached_property
     def principals_by_key_hash(self) -> Mapping[bytes, str]:

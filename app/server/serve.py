@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 
 from app.background import keep_running
 from app.server.protocol import Connections, LimitedHttpProtocol, Limits
-from app.settings import SettingsError, addresses_of
+from app.settings import SHUTDOWN_GRACE_SECONDS, SettingsError, addresses_of
 
 _BACKLOG = 2048  # the kernel caps it at net.core.somaxconn
 _POLL_SECONDS = 0.02
@@ -54,7 +54,7 @@ async def serve(
     drain_delay_seconds: float,
     on_drain: Callable[[], None],
     on_started: Callable[[str], None],
-    grace_seconds: float = 30.0,
+    grace_seconds: float = SHUTDOWN_GRACE_SECONDS,
 ) -> int:
     """Serve *app* until SIGTERM, SIGHUP or SIGINT, and end without losing a request.
 
