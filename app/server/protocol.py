@@ -33,6 +33,9 @@ _FIRST_REQUEST_SECONDS = 1.0  # at the end, for a connection that was accepted a
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
+_READ_AHEAD = 4  # requests of a connection that may wait for their turn, before no more is parsed
+_HEAD_END = b"\r\n\r\n"
+
 # What the connection is reading.
 _NOTHING, _HEAD, _BODY, _DISCARDING = range(4)
 
@@ -118,6 +121,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._refusal: ServiceError | None = None  # owed, after the answers before it
         # Of a request that offers an upgrade and has a body: the head under which the parser reads that body.
         self._body_head = b""
+        self._received = b""  # and not parsed yet, from `_parsed` on: enough requests wait
+        self._parsed = 0
         self._chunk_bytes = 0
         self._head_bytes = 0  # of the chunks before this one; the one it began in counts as 1
 
@@ -139,13 +144,33 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._serving.message_event.set()
         # An exchange knows its connection: what would stay, bodies and all, until the collector of cycles runs.
         self.pipeline.clear()
+        self._received = b""
         self.cycle = self._serving = None  # type: ignore[assignment]
 
     @override
     def data_received(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest and self._reading != _DISCARDING:
-            rest = self._read(rest)
+        self._received = self._received[self._parsed :] + data if self._received else data
+        self._parsed = 0
+        self._parse()
+
+    def _parse(self) -> None:
+        """Parse what was received, until enough requests wait for their turn.
+
+        The parser cannot be stopped within what it is given: a chunk that may hold many requests is given to it head
+        by head.
+        """
+        data, at = self._received, self._parsed
+        view = memoryview(data)
+        is_crowded = data.count(_HEAD_END, at) > _READ_AHEAD
+        while at < len(data) and self._reading != _DISCARDING:
+            if len(self.pipeline) >= _READ_AHEAD:
+                self._parsed = at
+                return
+            end = data.find(_HEAD_END, at) + len(_HEAD_END) if is_crowded else 0
+            if end < len(_HEAD_END):
+                end = len(data)
+            at = end - len(self._read(view[at:end]))
+        self._received, self._parsed = b"", 0
 
     def _read(self, data: memoryview) -> memoryview:
         """Parse *data*, and return what of it is still to be parsed."""
@@ -265,6 +290,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         if self.pipeline:
             cycle, _ = self.pipeline.pop()
+            if self._received:
+                self._parse()
             if self._retiring and not self.pipeline:
                 cycle.keep_alive = False
             self._serve(cycle)  # type: ignore[arg-type]
@@ -275,7 +302,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.resume_reading()
 
     def resume_reading(self) -> None:
-        """Read on, unless requests that were read already wait: a chunk per answer would let them grow forever."""
+        """Read on, unless requests that were read already wait for their turn."""
         if not self.pipeline:
             self.flow.resume_reading()
 

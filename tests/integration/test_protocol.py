@@ -76,7 +76,7 @@ async def test_nobody_is_told_to_go_on_after_a_refusal() -> None:
 
 
 async def test_requests_that_wait_stop_the_reading() -> None:
-    """However much a client sends ahead, and however often it is answered, one chunk's requests are kept."""
+    """However much a client sends ahead, and however often it is answered, a handful is kept."""
     async with serving() as service:
         ahead = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n" * 60_000
         client = await service.connect(ahead)
@@ -88,8 +88,8 @@ async def test_requests_that_wait_stop_the_reading() -> None:
         for _ in range(200):
             assert (await client.answer())[0] == 200
             lengths.append(len(connection.pipeline))
-        assert waiting > 1000
-        assert max(lengths) <= waiting
+        assert 1 <= waiting <= 8
+        assert 1 <= max(lengths) <= 8
 
 
 async def test_the_end_of_the_client_reaches_a_request_that_others_wait_behind() -> None:
