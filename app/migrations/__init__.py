@@ -44,7 +44,7 @@ SELECT_MISSING_PRIVILEGES = """
                    ('INSERT on orders', has_any_column_privilege('orders', 'INSERT')),
                    ('UPDATE on orders', has_any_column_privilege('orders', 'UPDATE')),
                    ('EXECUTE on store_orders_v1',
-                    has_function_privilege('store_orders_v1(jsonb, jsonb)', 'EXECUTE')),
+                    has_function_privilege('store_orders_v1(jsonb, jsonb, boolean)', 'EXECUTE')),
                    ('EXECUTE on cancel_order_v1',
                     has_function_privilege('cancel_order_v1(text, uuid, text[])', 'EXECUTE')))
            AS needed (privilege, granted)

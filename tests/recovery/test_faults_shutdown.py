@@ -72,7 +72,7 @@ def test_a_shutdown_at_its_worst(start_service: Callable[..., ServiceProcess], d
     with (
         ThreadPoolExecutor() as threads,
         service.client() as client,
-        locks.holding(database_url, locks.PRODUCTS),
+        locks.holding_commits(database_url),
         contextlib.closing(socket.create_connection((address.hostname, address.port))) as unfinished,
     ):
         assert client.get("/products/SKU-0001").status_code == 200
