@@ -187,7 +187,7 @@ async def _connect_to(dsn: str, ends_at: float, **kwargs: Any) -> SafeConnection
     try:
         return cast("SafeConnection", await SafeConnection(dsn, seconds, **kwargs))
     except TimeoutError as exc:
-        raise psycopg2.OperationalError(f"no connection within {seconds:.2g} s") from exc
+        raise psycopg2.OperationalError(f"no connection within {seconds:.1f} s") from exc
     except OSError as exc:
         raise psycopg2.OperationalError(str(exc)) from exc
 

@@ -376,7 +376,7 @@ async def test_connect_timeout(database_url: str) -> None:
     """A server that accepts and says nothing holds a call up for no longer than the connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         dsn = f"host=127.0.0.1 port={silent.getsockname()[1]} user=app dbname=orders"
-        with pytest.raises(ConnectionLost, match=r"no connection within 0\.(1|09\d) s"):
+        with pytest.raises(ConnectionLost, match=r"no connection within 0\.1 s"):
             await connect(dsn, connect_timeout_seconds=0.1)
 
 
