@@ -26,7 +26,7 @@ from app.metrics import (
 )
 from app.parsing import ClientGone, Headers, check_query, parse_batch, parse_order, read_body
 from app.problems import send_problem
-from app.schemas import MAX_BATCH_BYTES, MAX_ORDER_BYTES, NewOrder, batch_json, order_json
+from app.schemas import MAX_BATCH_BYTES, MAX_ORDER_BYTES, NewBatchOrder, NewOrder, batch_json, order_json
 from app.service import OrderService
 
 _log = structlog.get_logger("app.intake")
@@ -56,86 +56,85 @@ class OrderIntake:
     async def create_order(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one order and answer it."""
         arrived_at = time.monotonic()
-        admitted = 0
         incoming: IncomingOrder | None = None
         result: PlacedOrder | ServiceError
         try:
+            headers = Headers.of(scope)
+            principal = self._keys.principal(headers.authorization)
+            check_query(scope["query_string"])
+            body = await read_body(headers, receive, MAX_ORDER_BYTES)
+            self._admission.enter(principal)
             try:
-                headers = Headers.of(scope)
-                principal = self._keys.principal(headers.authorization)
-                check_query(scope["query_string"])
-                self._admission.enter()
-                admitted = 1
-                request = parse_order(await read_body(headers, receive, MAX_ORDER_BYTES))
+                request = parse_order(body)
+                del body  # or it would stay for as long as its order is in flight
                 incoming = self._incoming(request, principal, headers.key(), arrived_at)
                 result = await self._orders.place(incoming)
-            except ServiceError as refusal:
-                # These lead back to this frame: a cycle, which would keep the body in memory until the collector's
-                # next full run.
-                refusal.__traceback__ = refusal.__context__ = None
-                result = refusal
-            except ClientGone:
-                return
-            except Exception:  # noqa: BLE001 - logged; the order must be answered and booked
-                _log.exception("create_order_failed")
-                result = InternalError(outcome="unknown")
-            _note(scope, result)
-            if isinstance(result, ServiceError):
-                await send_problem(result, send)
-            else:
-                location = (b"location", b"/orders/" + result.order.id.encode())
-                more_headers = [location, _REPLAYED] if result.replayed else [location]
-                await _send_json(201, order_json(result.order), send, more_headers)
-            _count(result, incoming)
-        finally:
-            self._admission.leave(admitted)
+            finally:
+                self._admission.leave(principal)
+        except ServiceError as refusal:
+            # These lead back to this frame: a cycle, which would keep the body in memory until the collector's
+            # next full run.
+            refusal.__traceback__ = refusal.__context__ = None
+            result = refusal
+        except ClientGone:
+            _count_unread(scope)
+            return
+        except Exception:  # noqa: BLE001 - logged; the order must be answered and booked
+            _log.exception("create_order_failed")
+            result = InternalError(outcome="unknown")
+        _note(scope, result)
+        if isinstance(result, ServiceError):
+            await send_problem(result, send)
+        else:
+            location = (b"location", b"/orders/" + result.order.id.encode())
+            more_headers = [location, _REPLAYED] if result.replayed else [location]
+            await _send_json(201, order_json(result.order), send, more_headers)
+        _count(result, incoming)
 
     async def create_batch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take up to 100 orders and answer each."""
         arrived_at = time.monotonic()
-        admitted = 0
+        requests: Sequence[NewBatchOrder | ServiceError] = ()
         try:
+            headers = Headers.of(scope)
+            principal = self._keys.principal(headers.authorization)
+            check_query(scope["query_string"])
+            if headers.idempotency_keys:
+                raise Validation("a batch carries its keys in its orders, not in a header")
+            body = await read_body(headers, receive, MAX_BATCH_BYTES)
+            self._admission.enter(principal)
+            admitted = 1
             try:
-                headers = Headers.of(scope)
-                principal = self._keys.principal(headers.authorization)
-                check_query(scope["query_string"])
-                self._admission.enter()
-                admitted = 1
-                if headers.idempotency_keys:
-                    raise Validation("a batch carries its keys in its orders, not in a header")
-                requests = parse_batch(await read_body(headers, receive, MAX_BATCH_BYTES))
-            except ServiceError as refusal:
-                _count(refusal, None)
-                _note(scope, refusal)
-                await send_problem(refusal, send)
-                return
-            except ClientGone:
-                return
-            try:
-                self._admission.enter(len(requests) - 1)
+                requests = parse_batch(body)
+                del body
+                self._admission.enter(principal, len(requests) - 1)
                 admitted = len(requests)
-            except Overloaded as refusal:
-                for request in requests:
-                    _count(request if isinstance(request, ServiceError) else refusal, None)
-                _note(scope, refusal)
-                await send_problem(refusal, send)
-                return
-            taken: list[IncomingOrder | ServiceError] = [
-                request
-                if isinstance(request, ServiceError)
-                else self._incoming(request, principal, request.idempotency_key, arrived_at)
-                for request in requests
-            ]
-            results = await self._orders.place_all(taken)
-            body = batch_json(
-                [result if isinstance(result, PlacedOrder) else result.problem() for result in results]
-            )
-            scope["log"]["orders"] = len(results)
-            await _send_json(200, body, send)
-            for result, incoming in zip(results, taken, strict=True):
-                _count(result, incoming if isinstance(incoming, IncomingOrder) else None)
-        finally:
-            self._admission.leave(admitted)
+                taken: list[IncomingOrder | ServiceError] = [
+                    request
+                    if isinstance(request, ServiceError)
+                    else self._incoming(request, principal, request.idempotency_key, arrived_at)
+                    for request in requests
+                ]
+                results = await self._orders.place_all(taken)
+            finally:
+                self._admission.leave(principal, admitted)
+        except ServiceError as refusal:
+            refusal.__traceback__ = refusal.__context__ = None
+            for request in requests or [refusal]:
+                _count(request if isinstance(request, ServiceError) else refusal, None)
+            _note(scope, refusal)
+            await send_problem(refusal, send)
+            return
+        except ClientGone:
+            _count_unread(scope)
+            return
+        answer = batch_json(
+            [result if isinstance(result, PlacedOrder) else result.problem() for result in results]
+        )
+        scope["log"]["orders"] = len(results)
+        await _send_json(200, answer, send)
+        for result, incoming in zip(results, taken, strict=True):
+            _count(result, incoming if isinstance(incoming, IncomingOrder) else None)
 
     def _incoming(
         self, request: NewOrder, principal: str, key: str | None, arrived_at: float
@@ -167,6 +166,13 @@ def _note(scope: Scope, result: PlacedOrder | ServiceError) -> None:
     else:
         scope["log"]["error_type"] = result.error_type
         scope["log"]["outcome"] = result.outcome
+
+
+def _count_unread(scope: Scope) -> None:
+    """Book an order whose body the protocol refused before it was here."""
+    refusal: ServiceError | None = scope.get("refusal")
+    if isinstance(refusal, Validation | Overloaded):
+        _count(refusal, None)
 
 
 def _count(result: PlacedOrder | ServiceError, incoming: IncomingOrder | None) -> None:

@@ -97,7 +97,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
             lags: deque[float] = deque([0.0], maxlen=round(_LAG_WINDOW_SECONDS / _LAG_SAMPLE_SECONDS))
             EVENT_LOOP_LAG_SECONDS.set_function(lambda: max(lags))
             await _run_in_background(stack, keep_running("watch_loop", partial(_watch_event_loop, lags)))
-            admission = Admission(settings.max_in_flight)
+            admission = Admission(settings.max_in_flight, settings.max_in_flight_per_principal)
             keys = KeyRing(settings.principals_by_key_hash)
             intake = OrderIntake(
                 orders, admission, keys, request_deadline_seconds=settings.request_deadline_seconds

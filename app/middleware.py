@@ -31,6 +31,8 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if "refusal" in scope:  # the protocol answered before this had begun, and booked it
+            return
         started_at = time.monotonic()
         scope["request_id"] = request_id = request_id_of(scope["headers"])
         log: dict[str, object] = {}

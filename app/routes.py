@@ -46,19 +46,21 @@ def get_principal(request: Request, _: Annotated[Any, Security(_bearer)] = None)
     return state_of(request)["keys"].principal(request.headers.get("authorization"))
 
 
-async def admitted(request: Request) -> AsyncIterator[None]:
-    """A place among the requests in flight."""
-    admission = state_of(request)["admission"]
-    admission.enter()
-    try:
-        yield
-    finally:
-        admission.leave()
-
-
 Orders = Annotated[OrderService, Depends(get_orders)]
 Products = Annotated[Catalogue, Depends(get_catalogue)]
 Principal = Annotated[str, Depends(get_principal)]
+
+
+async def admitted(request: Request, principal: Principal) -> AsyncIterator[None]:
+    """A place among the requests in flight, until the answer is made."""
+    admission = state_of(request)["admission"]
+    admission.enter(principal)
+    try:
+        yield
+    finally:
+        admission.leave(principal)
+
+
 Limit = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 

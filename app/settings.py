@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.schemas import MAX_BATCH_ORDERS
+
 PRINCIPAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _API_KEY_ENTRY = re.compile(rf"{PRINCIPAL.pattern}:[0-9a-fA-F]{{64}}")
 
@@ -79,6 +81,8 @@ class Settings(BaseSettings):
     retry_max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     retry_budget_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
     max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 2000  # above the plan's 1,000 users
+    # Of one principal, where API_KEYS is set.
+    max_in_flight_share_per_principal: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.5
 
     keep_alive_seconds: Seconds = 75
     connection_max_age_seconds: Seconds = 60
@@ -114,17 +118,33 @@ class Settings(BaseSettings):
                 f"DB_POOL_MIN_SIZE: {self.db_pool_min_size} is more than "
                 f"DB_POOL_MAX_SIZE ({self.db_pool_max_size})"
             )
+        if self.max_in_flight < MAX_BATCH_ORDERS:
+            raise ValueError(
+                f"MAX_IN_FLIGHT: {self.max_in_flight} is less than a batch may hold ({MAX_BATCH_ORDERS} orders)"
+            )
         for entry in (self.api_keys or "").split(","):
             if entry.strip() and not _API_KEY_ENTRY.fullmatch(entry.strip()):
                 raise ValueError(
                     "API_KEYS: every entry is principal:sha256hex (`python -m app new-key` makes one)"
                 )
+        if (self.max_in_flight_per_principal or MAX_BATCH_ORDERS) < MAX_BATCH_ORDERS:
+            raise ValueError(
+                f"MAX_IN_FLIGHT_SHARE_PER_PRINCIPAL: {self.max_in_flight_share_per_principal:g} of MAX_IN_FLIGHT "
+                f"({self.max_in_flight}) is less than a batch may hold ({MAX_BATCH_ORDERS} orders)"
+            )
         if not self.principals_by_key_hash and not self.allow_anonymous and not self.host_is_loopback:
             raise ValueError(
                 f"API_KEYS: needed to listen on {self.host}, which is not a loopback address "
                 "(or ALLOW_ANONYMOUS=true, to let anybody in)"
             )
         return self
+
+    @property
+    def max_in_flight_per_principal(self) -> int | None:
+        """The most places that one principal may hold; None: everybody is anonymous, and may hold all."""
+        if not self.principals_by_key_hash:
+            return None
+        return round(self.max_in_flight * self.max_in_flight_share_per_principal)
 
     @cached_property
     def host_is_loopback(self) -> bool:

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -21,7 +21,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.errors import InternalError, RequestTimeout, ServiceError, Validation
+from app.errors import InternalError, Overloaded, RequestTimeout, ServiceError, Validation
 from app.middleware import book, request_id_of
 from app.problems import problem_answer
 from app.server.exchange import Exchange
@@ -50,6 +50,11 @@ class Limits:
     body_seconds: float = 30  # from the end of the head
     write_seconds: float = 60  # for a client to read what was sent to it
     head_bytes: int = 32 * 1024  # the target and all headers
+    # Of all connections together. What is over them is taken from whoever holds most.
+    unserved_bytes: int = (
+        64 * 1024 * 1024
+    )  # bodies that are not complete, and requests that wait for their turn
+    unread_bytes: int = 64 * 1024 * 1024  # answers that the clients do not take
     sweep_seconds: float = 0.5
 
 
@@ -61,6 +66,7 @@ class Connections:
         self.sweeps = 0  # the clock
         self.draining = False
         self.ending = False
+        self.unserved_bytes = 0
         self.head_sweeps = self.sweeps_of(limits.head_seconds)
         self.body_sweeps = self.sweeps_of(limits.body_seconds)
         self.write_sweeps = self.sweeps_of(limits.write_seconds)
@@ -77,6 +83,22 @@ class Connections:
         self.sweeps += 1
         for connection in tuple(connections):
             connection.check()
+        self._bound_unread(connections)
+
+    def bound_unserved(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
+        """Refuse the largest requests that are not served yet, until what they hold is within its bound."""
+        while self.unserved_bytes > self.limits.unserved_bytes:
+            max(connections, key=lambda connection: connection.unserved_bytes).refuse_unserved()
+
+    def _bound_unread(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
+        """Cut off the clients that have most to read, until what all have is within its bound."""
+        unread = [(connection.unread_bytes, connection) for connection in connections]
+        excess = sum(size for size, _ in unread) - self.limits.unread_bytes
+        for size, connection in sorted(unread, key=lambda each: each[0], reverse=True):
+            if excess <= 0:
+                return
+            connection.transport.abort()
+            excess -= size
 
     def drain(self, connections: Iterable["LimitedHttpProtocol"]) -> None:
         """Let every answer from now on say `Connection: close`."""
@@ -123,6 +145,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._body_head = b""
         self._received = b""  # and not parsed yet, from `_parsed` on: enough requests wait
         self._parsed = 0
+        self.unserved_bytes = 0  # of `_received`, of the bodies that wait, of the one that is being read
+        self._body_bytes = 0
         self._chunk_bytes = 0
         self._head_bytes = 0  # of the chunks before this one; the one it began in counts as 1
 
@@ -145,6 +169,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         # An exchange knows its connection: what would stay, bodies and all, until the collector of cycles runs.
         self.pipeline.clear()
         self._received = b""
+        self._reading = _NOTHING
+        self._count_unserved()
         self.cycle = self._serving = None  # type: ignore[assignment]
 
     @override
@@ -152,6 +178,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._received = self._received[self._parsed :] + data if self._received else data
         self._parsed = 0
         self._parse()
+        if self._reading == _BODY or self.pipeline or self.unserved_bytes:
+            self._count_unserved()
+            self._shared.bound_unserved(cast("set[LimitedHttpProtocol]", self.connections))
 
     def _parse(self) -> None:
         """Parse what was received, until enough requests wait for their turn.
@@ -251,6 +280,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._body_head = _body_head(self.headers, keep_alive=self.parser.should_keep_alive())
         self.headers = []  # trailers would be added to those the application reads
         self._reading = _BODY
+        self._body_bytes = 0
         self._head_bytes = 0
         self._since = self._shared.sweeps
         if previous is None or previous.response_complete:
@@ -266,6 +296,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         exchange = self.cycle
         if not exchange.response_complete:
+            self._body_bytes += len(body)
             exchange.body += body
             if len(exchange.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
@@ -292,6 +323,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             cycle, _ = self.pipeline.pop()
             if self._received:
                 self._parse()
+            self._count_unserved()
             if self._retiring and not self.pipeline:
                 cycle.keep_alive = False
             self._serve(cycle)  # type: ignore[arg-type]
@@ -321,7 +353,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             log = {"error_type": refusal.error_type, "outcome": refusal.outcome}
             seconds = (self._shared.sweeps - self._since) * self._shared.limits.sweep_seconds
             book("other", "unmatched", refusal.http_status, seconds, request_id, log)
-        else:
+        if scope is not None:
             scope["refusal"] = refusal
         headers, body = problem_answer(refusal)
         content = [STATUS_LINE[refusal.http_status]]
@@ -336,6 +368,25 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._linger()
 
     # What the server calls
+
+    @property
+    def unread_bytes(self) -> int:
+        """The answers that the client has not taken yet, as far as this process holds them."""
+        return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
+
+    def refuse_unserved(self) -> None:
+        """Refuse the first request that is not served yet, and drop what came after it."""
+        refusal = Overloaded("the requests that are not complete hold too much", retry_after_seconds=1)
+        if self.pipeline:
+            self.pipeline.clear()
+            self.cycle = self._serving  # type: ignore[assignment]
+            self._reading = _DISCARDING
+            self._refusal = refusal
+        else:
+            self._refuse(refusal)
+            self._reading = _DISCARDING  # also where it can only be closed
+        self._received = b""
+        self._count_unserved()
 
     def check(self) -> None:
         """Look at the clock: once a sweep."""
@@ -382,6 +433,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _count_unserved(self) -> None:
+        held = len(self._received) + sum(len(cycle.body) for cycle, _ in self.pipeline)
+        if self._reading == _BODY and not self.pipeline and not self.cycle.response_complete:
+            held += self._body_bytes
+        self._shared.unserved_bytes += held - self.unserved_bytes
+        self.unserved_bytes = held
+
     def _await_more(self) -> None:
         """Bound what is kept of a head, or of trailers, that did not end in this chunk."""
         self._head_bytes += self._chunk_bytes if self._head_bytes else 1
@@ -419,6 +477,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._reading == _BODY:  # it has a cycle already: the newest
             if self.pipeline:
                 self.pipeline.popleft()
+                self.cycle = self.pipeline[0][0] if self.pipeline else self._serving  # type: ignore[assignment]
             elif self.cycle.response_started:
                 self.transport.close()
                 return

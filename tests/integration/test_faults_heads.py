@@ -1,9 +1,16 @@
 """Heads that two readers could read in two ways, or that are not HTTP/1.1: none reaches the application."""
 
+import asyncio
+import socket
+
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from app.main import create_app
+from app.server.protocol import Limits
+from app.server.serve import _Server
+from app.settings import Settings
 from tests.support.http_server import GET, assert_refused, serving
 
 HOST = b"Host: x\r\n"
@@ -135,6 +142,18 @@ async def test_the_protocols_own_refusals_keep_every_promise(request_: bytes, st
     access = [line for line in lines if line["event"] == "request"]
     assert [(line["status"], line["route"]) for line in access] == [(status, "unmatched")]
     assert b"\r\nx-request-id: %b\r\n" % access[0]["request_id"].encode() in answer[1]
+
+
+async def test_a_request_that_breaks_off_at_once_is_booked_once() -> None:
+    """Where the protocol has refused it before the application began with it: it does not begin at all."""
+    app = create_app(Settings.load(database_url="postgresql:///unused"))
+    with socket.create_server(("127.0.0.1", 0)) as listener, capture_logs() as lines:
+        async with _Server(app, [listener], Limits(), {}):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"POST /orders HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+            writer.close()
+    assert [(line["event"], line["status"]) for line in lines] == [("request", 400)]
 
 
 async def test_a_connection_that_never_sent_a_byte_is_closed_silently() -> None:

@@ -1,16 +1,13 @@
 """The service's own books: they agree with what its clients counted, and no client can make them grow."""
 
 import asyncio
-import contextlib
 import itertools
 import random
-import socket
 import string
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -24,11 +21,12 @@ from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgres
 from app.main import create_app
 from app.settings import Settings
+from tests.support.occupation import PATIENT, occupied
 from tests.support.order_api import Shop, check_problem, check_refusal, new_order
 from tests.support.service_process import ServiceProcess
 
 _TOKEN, _ENTRY = new_key("alice")
-_MAX_IN_FLIGHT = 20
+_MAX_IN_FLIGHT = 100
 
 # What the contract allows, written out: the service must show exactly these.
 COMBINATIONS = {
@@ -115,7 +113,9 @@ def test_the_books_agree_with_the_clients(
     start_service: Callable[..., ServiceProcess], database_url: str
 ) -> None:
     """Every order of every kind, alone and in batches, is counted once, as what its client was told."""
-    service = start_service(API_KEYS=_ENTRY, MAX_IN_FLIGHT=_MAX_IN_FLIGHT)
+    service = start_service(
+        **PATIENT, API_KEYS=_ENTRY, MAX_IN_FLIGHT=_MAX_IN_FLIGHT, MAX_IN_FLIGHT_SHARE_PER_PRINCIPAL=1
+    )
     shop, books = Shop(service, database_url, _TOKEN), Books()
     shop.sql("ALTER TABLE orders ADD CONSTRAINT no_bad_customer CHECK (customer_id <> 'banned')")
     scarce = shop.new_product(stock=3)
@@ -167,53 +167,36 @@ def test_the_books_agree_with_the_clients(
     books.check(service)
 
     # Known but too many at once: each order of it counts, and a malformed one as what it is.
-    answer = shop.http.post("/orders/batch", json={"orders": [good] * _MAX_IN_FLIGHT + [{}]})
-    check_refusal(answer, 503, "overloaded")
-    books.orders["error", "overloaded"] += _MAX_IN_FLIGHT
-    books.orders["rejected", "validation"] += 1
+    with occupied(service, database_url, 50, books, _TOKEN):
+        answer = shop.http.post("/orders/batch", json={"orders": [good] * 60 + [{}]})
+        check_refusal(answer, 503, "overloaded")
+        books.orders["error", "overloaded"] += 60
+        books.orders["rejected", "validation"] += 1
     books.check(service)
 
     # Not read for want of a place: one, whatever it would have held.
-    with _occupied(service, _MAX_IN_FLIGHT):
+    with occupied(service, database_url, _MAX_IN_FLIGHT, books, _TOKEN):
         for _ in range(3):
             answer = shop.http.post("/orders/batch", json={"orders": [good] * 5})
             check_refusal(answer, 503, "overloaded")
             books.note(answer)
             books.note(shop.place(good))
         assert shop.http.get("/orders").status_code == 503  # not an order: not counted
-    while service.metric("requests_in_flight"):
-        pass
     books.check(service)
     shop.http.close()
-
-
-@contextlib.contextmanager
-def _occupied(service: ServiceProcess, places: int) -> Iterator[None]:
-    """Hold *places* with requests whose bodies never end; their clients go away, and no order was asked for."""
-    address = urlsplit(service.url)
-    head = (
-        f"POST /orders HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {_TOKEN}\r\n"
-        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    )
-    with contextlib.ExitStack() as stack:
-        for _ in range(places):
-            connection = socket.create_connection((address.hostname, address.port))
-            stack.enter_context(connection)
-            connection.sendall(head.encode())
-        while service.metric("requests_in_flight") < places:
-            pass
-        yield
 
 
 async def test_the_books_agree_under_overload(
     start_service: Callable[..., ServiceProcess], database_url: str
 ) -> None:
-    """300 orders from 60 clients at once against 20 places: each is counted once, as what its client was told."""
-    service = await asyncio.to_thread(start_service, API_KEYS=_ENTRY, MAX_IN_FLIGHT=_MAX_IN_FLIGHT)
+    """1,500 orders of 300 clients at once against 100 places: each is counted once, as what its client was told."""
+    service = await asyncio.to_thread(
+        start_service, API_KEYS=_ENTRY, MAX_IN_FLIGHT=_MAX_IN_FLIGHT, MAX_IN_FLIGHT_SHARE_PER_PRINCIPAL=1
+    )
     shop, books = Shop(service, database_url, _TOKEN), Books()
     scarce = shop.new_product(stock=30)
     choose = random.Random(1)  # noqa: S311
-    async with shop.async_client(60) as client:
+    async with shop.async_client(300) as client:
 
         async def buy() -> None:
             for _ in range(5):
@@ -224,8 +207,8 @@ async def test_the_books_agree_under_overload(
                 order = new_order((product, quantity))
                 books.note(await client.post("/orders", json=order, headers=headers))
 
-        await asyncio.gather(*(buy() for _ in range(60)))
-    assert sum(books.orders.values()) == 300
+        await asyncio.gather(*(buy() for _ in range(300)))
+    assert sum(books.orders.values()) == 1500
     assert books.orders["error", "overloaded"]
     assert books.orders["success", ""]
     assert shop.service.metric("requests_shed_total", reason="admission") == books.shed

@@ -13,6 +13,7 @@ import pytest
 
 from app import schemas
 from app.embedded_postgres import EmbeddedPostgres
+from tests.support.occupation import PATIENT, occupied
 from tests.support.order_api import Shop, check_refusal, new_customer, new_order, open_shop
 from tests.support.service_process import ServiceProcess
 
@@ -534,29 +535,25 @@ def test_a_service_that_ends_says_so_on_readyz(start_service: Callable[..., Serv
     assert httpx.post(f"{service.url}/orders", json=new_order(("SKU-0001", 1))).status_code == 201
 
 
-def test_every_503_says_when_to_come_back(start_service: Callable[..., ServiceProcess]) -> None:
+def test_every_503_says_when_to_come_back(
+    start_service: Callable[..., ServiceProcess], database_url: str
+) -> None:
     """Without a place in flight every route but the platform's is `overloaded`, with Retry-After."""
-    service = start_service(MAX_IN_FLIGHT=1)
-    # A request whose body never comes holds the only place.
+    service = start_service(**PATIENT, MAX_IN_FLIGHT=100)
     headers = {"Content-Type": "application/json"}
-    with httpx.Client(base_url=service.url) as busy, service.client() as client:
-
-        def endless() -> Iterator[bytes]:
-            yield b" "
-            for method, path in (
-                ("POST", "/orders"),
-                ("POST", "/orders/batch"),
-                ("GET", "/orders"),
-                ("GET", f"/orders/{uuid.uuid4()}"),
-                ("POST", f"/orders/{uuid.uuid4()}/cancel"),
-                ("GET", "/products"),
-                ("GET", "/products/SKU-0001"),
-            ):
-                answer = client.request(method, path, content=b"{}", headers=headers)
-                check_refusal(answer, 503, "overloaded")
-            assert client.get("/livez").status_code == 200
-            assert client.get("/readyz").status_code == 200
-            assert client.get("/metrics").status_code == 200
-
-        check_refusal(busy.post("/orders", content=endless(), headers=headers), 400, "validation")
+    with service.client() as client, occupied(service, database_url, 100):
+        for method, path in (
+            ("POST", "/orders"),
+            ("POST", "/orders/batch"),
+            ("GET", "/orders"),
+            ("GET", f"/orders/{uuid.uuid4()}"),
+            ("POST", f"/orders/{uuid.uuid4()}/cancel"),
+            ("GET", "/products"),
+            ("GET", "/products/SKU-0001"),
+        ):
+            answer = client.request(method, path, content=b"{}", headers=headers)
+            check_refusal(answer, 503, "overloaded")
+        assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/metrics").status_code == 200
     assert service.metric("requests_shed_total", reason="admission") == 2

@@ -76,11 +76,13 @@ async def test_full_service_refuses_at_once_and_finishes_what_it_took(
     start_service: StartService, database_url: str
 ) -> None:
     """Past MAX_IN_FLIGHT orders are refused at once, each is counted, and those before them are stored."""
-    service = start_service(**PATIENT, MAX_IN_FLIGHT=5)
+    service = start_service(**PATIENT, MAX_IN_FLIGHT=100)
     async with client_of(service) as client:
         with locks.holding_commits(database_url):
+            held = {"orders": [order(f"held-{n:02}") for n in range(95)]}
+            batched = asyncio.create_task(client.post("/orders/batch", json=held))
             taken = [asyncio.create_task(client.post("/orders", json=order(f"taken-{n}"))) for n in range(4)]
-            await until_metric(client, "requests_in_flight", 4)
+            await until_metric(client, "requests_in_flight", 99)
 
             async with asyncio.timeout(SOON_SECONDS):
                 batch = await client.post(
@@ -90,7 +92,7 @@ async def test_full_service_refuses_at_once_and_finishes_what_it_took(
             assert await metric_of(client, 'requests_shed_total{reason="admission"}') == 3
 
             taken.append(asyncio.create_task(client.post("/orders", json=order("taken-4"))))
-            await until_metric(client, "requests_in_flight", 5)
+            await until_metric(client, "requests_in_flight", 100)
             async with asyncio.timeout(SOON_SECONDS):
                 refused = [await client.post("/orders", json=order(f"refused-{n}")) for n in range(3)]
                 read = await client.get("/products/SKU-0001")
@@ -99,14 +101,16 @@ async def test_full_service_refuses_at_once_and_finishes_what_it_took(
                 assert_overloaded(answer)
             assert alive.status_code == 200
             assert (
-                await metric_of(client, "requests_in_flight") == 5
+                await metric_of(client, "requests_in_flight") == 100
             )  # a refusal takes no place, and gives none back
         assert [(await answer).status_code for answer in taken] == [201] * 5
+        assert [result["status"] for result in (await batched).json()["results"]] == [201] * 95
         assert (await client.post("/orders", json=order("taken-5"))).status_code == 201
         assert await metric_of(client, 'orders_total{error_type="overloaded",status="error"}') == 6
         # Refused before it was taken into processing: not observed.
-        assert await metric_of(client, "order_processing_seconds_count") == 6
-    assert stored_customers(database_url) == [f"taken-{n}" for n in range(6)]
+        assert await metric_of(client, "order_processing_seconds_count") == 101
+    stored = [f"held-{n:02}" for n in range(95)] + [f"taken-{n}" for n in range(6)]
+    assert stored_customers(database_url) == stored
 
 
 async def test_order_that_waited_too_long_is_refused_and_never_stored(

@@ -40,6 +40,7 @@ def test_the_defaults_are_the_contracts() -> None:
         "RETRY_MAX_ATTEMPTS": 3,
         "RETRY_BUDGET_RATIO": 0.1,
         "MAX_IN_FLIGHT": 2000,
+        "MAX_IN_FLIGHT_SHARE_PER_PRINCIPAL": 0.5,
         "KEEP_ALIVE_SECONDS": 75,
         "CONNECTION_MAX_AGE_SECONDS": 60,
         "DRAIN_DELAY_SECONDS": 0,
@@ -58,10 +59,10 @@ def test_the_defaults_are_the_contracts() -> None:
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable wins over the default, an override over the variable, and an empty variable is none."""
     monkeypatch.setenv("PORT", "9000")
-    monkeypatch.setenv("MAX_IN_FLIGHT", "7")
+    monkeypatch.setenv("MAX_IN_FLIGHT", "700")
     monkeypatch.setenv("DATABASE_URL", "")
     settings = Settings.load(port=9001)
-    assert (settings.port, settings.max_in_flight, settings.database_url) == (9001, 7, None)
+    assert (settings.port, settings.max_in_flight, settings.database_url) == (9001, 700, None)
 
 
 @pytest.mark.parametrize("name", [name.upper() for name in Settings.model_fields])
