@@ -27,7 +27,7 @@ class Notes(Protocol):
 def occupied(
     service: ServiceProcess, dsn: str, places: int, notes: Notes | None = None, token: str | None = None
 ) -> Iterator[None]:
-    """Hold *places* (at most 100) with one batch whose products are locked, until the block ends; then it is stored.
+    """Hold *places* (at most 100) with one batch whose commit does not end, until the block ends; then it is stored.
 
     The service must be as patient as `PATIENT`.
     """
@@ -40,7 +40,7 @@ def occupied(
 
     sending = threading.Thread(target=send)
     before = service.metric("requests_in_flight")
-    with locks.holding(dsn, locks.PRODUCTS):
+    with locks.holding_commits(dsn):
         sending.start()
         give_up_at = time.monotonic() + 10
         while service.metric("requests_in_flight") < before + places:
