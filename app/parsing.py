@@ -97,7 +97,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     return body.removeprefix(BOM_UTF8)
 
 
-def check_request(request: Request) -> None:
+async def check_request(request: Request) -> None:
     """Refuse what the route that FastAPI found does not know: a coding of the body, a query parameter."""
     _check_coding(request.headers.get("content-encoding", "").encode("latin-1"))
     known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}

@@ -31,17 +31,17 @@ from app.state import state_of
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the service has any.")
 
 
-def get_orders(request: Request) -> OrderService:
+async def get_orders(request: Request) -> OrderService:
     """The service of this application."""
     return state_of(request)["orders"]
 
 
-def get_catalogue(request: Request) -> Catalogue:
+async def get_catalogue(request: Request) -> Catalogue:
     """The catalogue of this application."""
     return state_of(request)["catalogue"]
 
 
-def get_principal(request: Request, _: Annotated[Any, Security(_bearer)] = None) -> str:
+async def get_principal(request: Request, _: Annotated[Any, Security(_bearer)] = None) -> str:
     """The principal that is asking."""
     return state_of(request)["keys"].principal(request.headers.get("authorization"))
 
