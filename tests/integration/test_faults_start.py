@@ -91,6 +91,10 @@ def test_a_role_without_its_privileges(tmp_path: Path, migrated: str) -> None:
     execute(migrated, "GRANT UPDATE (stock) ON products TO weak")
     reason = _reason(_run(tmp_path, DATABASE_URL=dsn, MIGRATE_ON_START="false"))
     assert reason == "DATABASE_URL: the role lacks privileges: UPDATE on orders"
+    execute(migrated, "GRANT UPDATE ON orders TO weak")
+    execute(migrated, "REVOKE EXECUTE ON FUNCTION cancel_order_v1 FROM PUBLIC")
+    reason = _reason(_run(tmp_path, DATABASE_URL=dsn, MIGRATE_ON_START="false"))
+    assert reason == "DATABASE_URL: the role lacks privileges: EXECUTE on cancel_order_v1"
 
 
 @pytest.mark.parametrize(
