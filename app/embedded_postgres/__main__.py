@@ -22,12 +22,16 @@ class _PlainFormatter(logging.Formatter):
 
 
 async def _serve(server: EmbeddedPostgres) -> None:
+    """Tell where the server is, and keep it running until a signal."""
     asked_to_end = asyncio.Event()
     ending = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         ending.append(signal.SIGHUP)
     for signal_number in ending:
         asyncio.get_running_loop().add_signal_handler(signal_number, asked_to_end.set)
+    dsns = [server.dsn] if server.port is None else [server.dsn, server.tcp_dsn]
+    sys.stdout.write("\n".join(dsns) + "\n")  # who reads it may end us at once
+    sys.stdout.flush()
     supervisor = asyncio.create_task(server.supervise())
     await asked_to_end.wait()
     supervisor.cancel()
@@ -45,9 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[stderr])
     try:
         with EmbeddedPostgres(options.directory, bin_dir=options.bin_dir, port=options.port) as server:
-            dsns = [server.dsn] if server.port is None else [server.dsn, server.tcp_dsn]
-            sys.stdout.write("\n".join(dsns) + "\n")
-            sys.stdout.flush()
             asyncio.run(_serve(server))
     except EmbeddedPostgresError as exc:
         sys.stderr.write(f"{parser.prog}: {exc}\n")
