@@ -121,7 +121,7 @@ def test_the_load_tests_postgres(tmp_path: Path) -> None:
     script = (
         "import sys, psycopg2\n"
         "from pathlib import Path\n"
-        "from loadtests.processes import embedded_postgres\n"
+        "from loadtests.machine.processes import embedded_postgres\n"
         "with embedded_postgres(Path(sys.argv[1])) as postgres:\n"
         "    with psycopg2.connect(postgres.create_database('own')) as connection, connection.cursor() as cursor:\n"
         "        cursor.execute('SELECT current_database(), current_schema()')\n"
