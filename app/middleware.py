@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +14,7 @@ from app.errors import InternalError, ServiceError
 from app.light_metrics import Counter, Histogram
 from app.metrics import HTTP_REQUEST_SECONDS, HTTP_REQUESTS
 from app.problems import send_problem
+from app.server.head import headers_of
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -34,7 +35,7 @@ class Observed:
         if "refusal" in scope:  # the protocol answered before this had begun, and booked it
             return
         started_at = time.monotonic()
-        scope["request_id"] = request_id = request_id_of(scope["headers"])
+        scope["request_id"] = request_id = request_id_of(headers_of(scope))
         log: dict[str, object] = {}
         scope["log"] = log  # handlers add what the access line should say
         status = 0
@@ -69,12 +70,10 @@ class Observed:
             _seconds(route).observe(duration)
 
 
-def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def request_id_of(headers: Mapping[bytes, bytes]) -> bytes:
     """The client's `X-Request-ID` where it is a plain one, else a new id."""
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return bytes(value)
-    return os.urandom(16).hex().encode()
+    given = headers.get(b"x-request-id")
+    return given if given and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
 
 
 def book(

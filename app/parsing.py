@@ -22,6 +22,7 @@ from app.schemas import (
     NewBatchOrder,
     NewOrder,
 )
+from app.server.head import headers_of
 
 # Of one order, or of a batch as a whole: listing the 100,000 that fit into one would hold up the loop for a second.
 _MAX_DEFECTS = 50
@@ -46,19 +47,16 @@ class Headers(NamedTuple):
     @classmethod
     def of(cls, scope: Scope) -> "Headers":
         """Those of the request in *scope*."""
-        authorization, content_type, content_encoding, content_length, keys = None, b"", b"", 0, []
-        for name, value in scope["headers"]:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"content-encoding":
-                content_encoding = value
-            elif name == b"content-length":
-                content_length = int(value)  # the parser has let digits through, and nothing else
-            elif name == b"idempotency-key":
-                keys.append(value)
-            elif name == b"authorization":
-                authorization = value.decode("latin-1")
-        return cls(authorization, content_type, content_encoding, content_length, keys)
+        headers = headers_of(scope)
+        authorization = headers.get(b"authorization")
+        key = headers.get(b"idempotency-key")
+        return cls(
+            None if authorization is None else authorization.decode("latin-1"),
+            headers.get(b"content-type", b""),
+            headers.get(b"content-encoding", b""),
+            int(headers.get(b"content-length", 0)),  # the parser has let digits through, and nothing else
+            [] if key is None else [key],
+        )
 
     def key(self) -> str | None:
         """The idempotency key, if one was sent: as it is, or out of the quotes of an RFC 9651 string."""

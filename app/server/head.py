@@ -1,6 +1,9 @@
 """The head of a request: what it must be before anything is made of it."""
 
+import functools
 from collections import Counter
+
+from starlette.types import Scope
 
 from app.errors import Validation
 
@@ -30,6 +33,12 @@ _SINGLE = frozenset(
 _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+,;=:[]"
 
 
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The headers of the request in *scope* by their names, as `check_head` found them."""
+    found: dict[bytes, bytes] | None = scope.get("headers_by_name")
+    return dict(scope["headers"]) if found is None else found
+
+
 def check_head(method: bytes, version: str, lines: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The headers in *lines* by their names, which are in lower case; of a repeated one the last.
 
@@ -47,7 +56,7 @@ def check_head(method: bytes, version: str, lines: list[tuple[bytes, bytes]]) ->
     if host is None:
         if version == "1.1":
             raise _malformed("Host: must be sent")
-    elif host.translate(None, _HOST_BYTES):
+    elif not _is_host(host):
         raise _malformed("Host: must be a name or an address, with or without a port")
     if b"transfer-encoding" in headers:
         if version == "1.0":
@@ -55,6 +64,11 @@ def check_head(method: bytes, version: str, lines: list[tuple[bytes, bytes]]) ->
         if headers[b"transfer-encoding"].strip().lower() != b"chunked":
             raise _unknown_coding()
     return headers
+
+
+@functools.lru_cache(1024)  # clients send the same few
+def _is_host(value: bytes) -> bool:
+    return not value.translate(None, _HOST_BYTES)
 
 
 def _check_repetitions(lines: list[tuple[bytes, bytes]]) -> None:

@@ -25,7 +25,7 @@ from app.errors import InternalError, Overloaded, RequestTimeout, ServiceError, 
 from app.middleware import book, request_id_of
 from app.problems import problem_answer
 from app.server.exchange import Exchange
-from app.server.head import check_head
+from app.server.head import check_head, headers_of
 
 _AGE_JITTER = 0.2  # connections that were opened together do not all come back together
 _LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
@@ -175,27 +175,30 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        self._received = self._received[self._parsed :] + data if self._received else data
-        self._parsed = 0
-        self._parse()
+        if self._received or data.count(_HEAD_END) > _READ_AHEAD:
+            self._received = self._received[self._parsed :] + data
+            self._parsed = 0
+            self._parse()
+        else:
+            rest = memoryview(data)
+            while rest and self._reading != _DISCARDING:
+                rest = self._read(rest)
         if self._reading == _BODY or self.pipeline or self.unserved_bytes:
             self._count_unserved()
             self._shared.bound_unserved(cast("set[LimitedHttpProtocol]", self.connections))
 
     def _parse(self) -> None:
-        """Parse what was received, until enough requests wait for their turn.
+        """Parse what may hold many requests, until enough of them wait for their turn.
 
-        The parser cannot be stopped within what it is given: a chunk that may hold many requests is given to it head
-        by head.
+        The parser cannot be stopped within what it is given: it is given one head after the other.
         """
         data, at = self._received, self._parsed
         view = memoryview(data)
-        is_crowded = data.count(_HEAD_END, at) > _READ_AHEAD
         while at < len(data) and self._reading != _DISCARDING:
             if len(self.pipeline) >= _READ_AHEAD:
                 self._parsed = at
                 return
-            end = data.find(_HEAD_END, at) + len(_HEAD_END) if is_crowded else 0
+            end = data.find(_HEAD_END, at) + len(_HEAD_END)
             if end < len(_HEAD_END):
                 end = len(data)
             at = end - len(self._read(view[at:end]))
@@ -271,7 +274,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         is_old = version == "1.0"
         self.cycle = exchange = Exchange(  # type: ignore[assignment]
             self,
-            self._scope(method.decode("ascii"), version),
+            self._scope(method.decode("ascii"), version, headers),
             # HTTP/1.0 knows no 100 (RFC 9110, 10.1.1).
             wants_continue=headers.get(b"expect", b"").lower() == b"100-continue" and not is_old,
             keep_alive=self.parser.should_keep_alive() and not is_old,
@@ -349,7 +352,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Answer the request in *scope*, or the one whose head is not read to its end, and close."""
         request_id: bytes | None = None if scope is None else scope.get("request_id")
         if scope is None or request_id is None:  # no application knows of it, and would book it
-            request_id = request_id_of(self.headers if scope is None else scope["headers"])
+            request_id = request_id_of(dict(self.headers or ()) if scope is None else headers_of(scope))
             log = {"error_type": refusal.error_type, "outcome": refusal.outcome}
             seconds = (self._shared.sweeps - self._since) * self._shared.limits.sweep_seconds
             book("other", "unmatched", refusal.http_status, seconds, request_id, log)
@@ -496,7 +499,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.cycle.disconnected = True
         self.cycle.message_event.set()
 
-    def _scope(self, method: str, version: str) -> Scope:
+    def _scope(self, method: str, version: str, headers: dict[bytes, bytes]) -> Scope:
         """The ASGI scope of the request whose head was read."""
         url = self.url
         if url.startswith(b"/") and b"#" not in url:
@@ -517,6 +520,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             "query_string": query,
             "root_path": "",
             "headers": self.headers,
+            "headers_by_name": headers,
             "state": self.app_state.copy(),
         }
 
