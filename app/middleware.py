@@ -11,10 +11,10 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError, ServiceError
+from app.headers import headers_of
 from app.light_metrics import Counter, Histogram
 from app.metrics import HTTP_REQUEST_SECONDS, HTTP_REQUESTS
 from app.problems import send_problem
-from app.server.head import headers_of
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")

@@ -4,19 +4,19 @@ import re
 from importlib import resources
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from app.checked_route import CheckedRoute
 from app.errors import Draining
-from app.parsing import check_request
 from app.problems import problems
 from app.state import state_of
 
-ops = APIRouter(tags=["operations"], dependencies=[Depends(check_request)])
+ops = APIRouter(tags=["operations"], route_class=CheckedRoute)
 
 _ASSETS = "/docs/assets"
 _PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
@@ -88,13 +88,13 @@ def add_documentation(app: FastAPI) -> None:
     folder = resources.files("fastapi_swagger") / "resources"
     app.mount(_ASSETS, StaticFiles(directory=str(folder)), name="docs-assets")
 
-    check = [Depends(check_request)]
+    pages = APIRouter(route_class=CheckedRoute, include_in_schema=False)
 
-    @app.get("/openapi.json", include_in_schema=False, dependencies=check)
+    @pages.get("/openapi.json")
     async def openapi() -> Response:
         return JSONResponse(app.openapi())
 
-    @app.get("/docs", include_in_schema=False, dependencies=check)
+    @pages.get("/docs")
     async def docs() -> Response:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -104,6 +104,8 @@ def add_documentation(app: FastAPI) -> None:
             swagger_favicon_url="data:,",
         )
 
-    @app.get("/", include_in_schema=False, dependencies=check)
+    @pages.get("/")
     async def root() -> Response:
         return RedirectResponse("/docs")
+
+    app.router.routes.extend(pages.routes)

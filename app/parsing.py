@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, TypeGuard
 from urllib.parse import parse_qsl
 
-from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.types import Message, Receive, Scope
 
 from app.errors import ServiceError, TooLarge, Validation
+from app.headers import headers_of
 from app.schemas import (
     KEY_HEADER_PATTERN,
     MAX_BATCH_ORDERS,
@@ -22,7 +22,6 @@ from app.schemas import (
     NewBatchOrder,
     NewOrder,
 )
-from app.server.head import headers_of
 
 # Of one order, or of a batch as a whole: listing the 100,000 that fit into one would hold up the loop for a second.
 _MAX_DEFECTS = 50
@@ -74,7 +73,7 @@ class Headers(NamedTuple):
 
 async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     """The request's body; refused as soon as it is known to be over *limit* bytes, or not to be JSON."""
-    _check_coding(headers.content_encoding)
+    check_coding(headers.content_encoding)
     if headers.content_type != b"application/json":
         _check_type(headers.content_type)
     if headers.content_length > limit:
@@ -95,13 +94,6 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     return body.removeprefix(BOM_UTF8)
 
 
-async def check_request(request: Request) -> None:
-    """Refuse what the route that FastAPI found does not know: a coding of the body, a query parameter."""
-    _check_coding(request.headers.get("content-encoding", "").encode("latin-1"))
-    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
-    check_query(request.scope["query_string"], known)
-
-
 def check_query(query: bytes, known: Collection[str] = ()) -> None:
     """Refuse a *query* that names a parameter twice, or another one than those *known*."""
     if not query:
@@ -113,7 +105,8 @@ def check_query(query: bytes, known: Collection[str] = ()) -> None:
         raise Validation("the query: a parameter may stand once")
 
 
-def _check_coding(coding: bytes) -> None:
+def check_coding(coding: bytes) -> None:
+    """Refuse a body that is said to be encoded."""
     if coding and coding.strip().lower() != b"identity":
         raise Validation("Content-Encoding: the body must not be encoded", status=415)
 

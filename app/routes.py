@@ -8,67 +8,32 @@ import base64
 import binascii
 import math
 import uuid
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, Security
+from fastapi import APIRouter, Header, Path, Query, Request, Response, Security
 from fastapi.security import HTTPBearer
 
 from app import schemas
 from app.cache import Cached
-from app.catalogue import Catalogue
-from app.domain import OrderStatus
+from app.checked_route import AdmittedRoute, principal_of
+from app.domain import OrderQuery, OrderStatus
 from app.errors import Validation
 from app.intake import OrderIntake
-from app.parsing import check_request
 from app.problems import problems
 from app.schemas import CustomerId, Identifier, KeyHeader, order_document, order_json
-from app.service import OrderService
 from app.short_way import ShortRoute, answered_by
 from app.state import state_of
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the service has any.")
 
 
-async def get_orders(request: Request) -> OrderService:
-    """The service of this application."""
-    return state_of(request)["orders"]
-
-
-async def get_catalogue(request: Request) -> Catalogue:
-    """The catalogue of this application."""
-    return state_of(request)["catalogue"]
-
-
-async def get_principal(request: Request, _: Annotated[Any, Security(_bearer)] = None) -> str:
-    """The principal that is asking."""
-    return state_of(request)["keys"].principal(request.headers.get("authorization"))
-
-
-Orders = Annotated[OrderService, Depends(get_orders)]
-Products = Annotated[Catalogue, Depends(get_catalogue)]
-Principal = Annotated[str, Depends(get_principal)]
-
-
-async def admitted(request: Request, principal: Principal) -> AsyncIterator[None]:
-    """A place among the requests in flight, until the answer is made."""
-    admission = state_of(request)["admission"]
-    admission.enter(principal)
-    try:
-        yield
-    finally:
-        admission.leave(principal)
-
-
 Limit = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 
 short = APIRouter(route_class=ShortRoute, tags=["orders"])
-# In this order: who asks, for what, and whether there is room.
-api = APIRouter(
-    dependencies=[Depends(get_principal), Depends(check_request), Depends(admitted, scope="function")]
-)
+api = APIRouter(route_class=AdmittedRoute)
+_SECURED: dict[str, Any] = {"security": [{_bearer.scheme_name: []}]}
 
 
 @short.post(
@@ -124,24 +89,32 @@ def create_batch(batch: schemas.NewBatch) -> None:
     tags=["orders"],
     response_model=schemas.Order,
     responses=problems(401, 404, 503, 504),
+    openapi_extra=_SECURED,
 )
-async def get_order(order_id: uuid.UUID, principal: Principal, orders: Orders) -> Response:
+async def get_order(request: Request, order_id: uuid.UUID) -> Response:
     """Read one of your orders."""
-    return _json(order_json(await orders.order(principal, str(order_id))))
+    orders = state_of(request)["orders"]
+    return _json(order_json(await orders.order(principal_of(request), str(order_id))))
 
 
-@api.get("/orders", tags=["orders"], response_model=schemas.OrderPage, responses=problems(401, 503, 504))
+@api.get(
+    "/orders",
+    tags=["orders"],
+    response_model=schemas.OrderPage,
+    responses=problems(401, 503, 504),
+    openapi_extra=_SECURED,
+)
 async def list_orders(
-    principal: Principal,
-    orders: Orders,
+    request: Request,
     customer_id: Annotated[CustomerId | None, Query()] = None,
     status: OrderStatus | None = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
     """List your orders, newest first."""
+    orders = state_of(request)["orders"]
     before = _decode_order_cursor(cursor)
-    found = await orders.orders(principal, customer_id=customer_id, status=status, before=before, limit=limit)
+    found = await orders.orders(OrderQuery(principal_of(request), customer_id, status, before, limit))
     last = _encode_cursor(found[-1].id) if len(found) == limit else None
     return _json(orjson.dumps({"items": [order_document(order) for order in found], "next_cursor": last}))
 
@@ -151,10 +124,12 @@ async def list_orders(
     tags=["orders"],
     response_model=schemas.Order,
     responses=problems(401, 404, 409, 503, 504),
+    openapi_extra=_SECURED,
 )
-async def cancel_order(order_id: uuid.UUID, principal: Principal, orders: Orders) -> Response:
+async def cancel_order(request: Request, order_id: uuid.UUID) -> Response:
     """Cancel one of your orders and give its stock back; repeating it changes nothing."""
-    return _json(order_json(await orders.cancel(principal, str(order_id))))
+    orders = state_of(request)["orders"]
+    return _json(order_json(await orders.cancel(principal_of(request), str(order_id))))
 
 
 @api.get(
@@ -162,12 +137,11 @@ async def cancel_order(order_id: uuid.UUID, principal: Principal, orders: Orders
     tags=["products"],
     response_model=schemas.Product,
     responses=problems(401, 404, 503, 504),
+    openapi_extra=_SECURED,
 )
-async def get_product(
-    product_id: Annotated[Identifier, Path()], _principal: Principal, products: Products
-) -> Response:
+async def get_product(request: Request, product_id: Annotated[Identifier, Path()]) -> Response:
     """Read a product, from the cache; while the database is away what was read before is served, marked stale."""
-    cached = await products.product(product_id)
+    cached = await state_of(request)["catalogue"].product(product_id)
     return _json(orjson.dumps(cached.value._asdict()), _cache_status("products", cached))
 
 
@@ -176,12 +150,11 @@ async def get_product(
     tags=["products"],
     response_model=schemas.ProductPage,
     responses=problems(401, 503, 504),
+    openapi_extra=_SECURED,
 )
-async def list_products(
-    _principal: Principal, products: Products, limit: Limit = 50, cursor: Cursor = None
-) -> Response:
+async def list_products(request: Request, limit: Limit = 50, cursor: Cursor = None) -> Response:
     """List the products by id, from the cache."""
-    cached = await products.page(after=_decode_cursor(cursor), limit=limit)
+    cached = await state_of(request)["catalogue"].page(after=_decode_cursor(cursor), limit=limit)
     page = cached.value
     last = _encode_cursor(page[-1].id) if len(page) == limit else None
     body = orjson.dumps({"items": [product._asdict() for product in page], "next_cursor": last})

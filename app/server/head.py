@@ -3,8 +3,6 @@
 import functools
 from collections import Counter
 
-from starlette.types import Scope
-
 from app.errors import Validation
 
 # Two lines of one of these have no one reading: two readers of the same request could take different ones.
@@ -31,12 +29,6 @@ _SINGLE = frozenset(
     }
 )
 _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+,;=:[]"
-
-
-def headers_of(scope: Scope) -> dict[bytes, bytes]:
-    """The headers of the request in *scope* by their names, as `check_head` found them."""
-    found: dict[bytes, bytes] | None = scope.get("headers_by_name")
-    return dict(scope["headers"]) if found is None else found
 
 
 def check_head(method: bytes, version: str, lines: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

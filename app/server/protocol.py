@@ -22,10 +22,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.errors import InternalError, Overloaded, RequestTimeout, ServiceError, Validation
+from app.headers import headers_of
 from app.middleware import book, request_id_of
 from app.problems import problem_answer
 from app.server.exchange import Exchange
-from app.server.head import check_head, headers_of
+from app.server.head import check_head
 
 _AGE_JITTER = 0.2  # connections that were opened together do not all come back together
 _LINGER_SECONDS = 2.0  # nginx waits 5 s (lingering_timeout)
