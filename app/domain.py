@@ -70,6 +70,21 @@ class IncomingOrder:
         return hashlib.sha256("\x00\x00".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
+class OrderQuery(NamedTuple):
+    """A page of a principal's orders: at most *limit*, newest first, older than the order id *before*."""
+
+    principal: str
+    customer_id: str | None
+    status: OrderStatus | None
+    before: str | None
+    limit: int
+
+    @property
+    def goes_by_index(self) -> bool:
+        """True where an index leads to the page's rows and no others: however many orders there are, it is cheap."""
+        return self.status is None or (self.status != "confirmed" and self.customer_id is None)
+
+
 class PlacedOrder(NamedTuple):
     """An acknowledged order; `replayed` when an earlier request had stored it."""
 

@@ -16,6 +16,11 @@ def timestamp(moment: datetime | int | None = None) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
+def from_postgres(text: str) -> str:
+    """A PostgreSQL `timestamp` in UTC, as its text `2026-11-22 10:00:00.12`, as `timestamp` writes it."""
+    return f"{text[:10]}T{text[11:19]}.{text[20:]:0<6}Z"
+
+
 @lru_cache(maxsize=2)
 def _whole_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(seconds))

@@ -281,3 +281,49 @@ BEGIN
      WHERE o.principal = a_principal AND o.id = a_id;
 END;
 $$;
+
+-- A page of a principal's orders, newest first: at most a_limit of those older than a_before.
+--
+--   a_customer, a_status, a_before: null for any.
+--
+-- A function, because its plans are kept and go by an index whatever the statistics say: sorting what a customer has
+-- ordered so far took a fresh table forty times as long.
+CREATE FUNCTION list_orders_v1(a_principal text, a_customer text, a_status text, a_before uuid, a_limit int)
+RETURNS TABLE (id uuid, customer_id text, status text, currency text, total_cents bigint, lines jsonb,
+               created_at timestamptz)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET plan_cache_mode = force_generic_plan
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    before uuid := coalesce(a_before, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
+BEGIN
+    IF a_customer IS NOT NULL THEN
+        RETURN QUERY
+        SELECT o.id, o.customer_id, o.status, o.currency, o.total_cents, o.lines, o.created_at
+          FROM orders o
+         WHERE o.principal = a_principal AND o.customer_id = a_customer AND o.id < before
+           AND (a_status IS NULL OR o.status = a_status)
+         ORDER BY o.id DESC
+         LIMIT a_limit;
+    ELSIF a_status <> 'confirmed' THEN
+        RETURN QUERY
+        SELECT o.id, o.customer_id, o.status, o.currency, o.total_cents, o.lines, o.created_at
+          FROM orders o
+         WHERE o.principal = a_principal AND o.status = a_status AND o.id < before
+           AND o.status <> 'confirmed'  -- lets the partial index serve it
+         ORDER BY o.id DESC
+         LIMIT a_limit;
+    ELSE
+        RETURN QUERY
+        SELECT o.id, o.customer_id, o.status, o.currency, o.total_cents, o.lines, o.created_at
+          FROM orders o
+         WHERE o.principal = a_principal AND o.id < before
+           AND (a_status IS NULL OR o.status = a_status)
+         ORDER BY o.id DESC
+         LIMIT a_limit;
+    END IF;
+END;
+$$;

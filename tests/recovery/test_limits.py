@@ -150,12 +150,13 @@ async def test_exhausted_pool_refuses_and_recovers(start_service: StartService, 
     async with client_of(service) as client:
         stored = (await client.post("/orders", json=order("first"))).headers["location"]
         with locks.holding(database_url, locks.ORDERS):
-            held = [asyncio.create_task(client.get(stored)) for _ in range(2)]
-            await locks.until_waiting(database_url, 2)
+            held = []
+            for connections in (1, 2):
+                held.append(asyncio.create_task(client.get(stored)))
+                await locks.until_waiting(database_url, connections)
             async with asyncio.timeout(SOON_SECONDS):
                 refused = await asyncio.gather(
-                    *(client.get(stored) for _ in range(5)),
-                    client.get("/orders"),
+                    *(client.get("/orders") for _ in range(5)),
                     client.post(f"{stored}/cancel"),
                     client.post("/orders", json=order("refused")),
                 )
@@ -171,6 +172,29 @@ async def test_exhausted_pool_refuses_and_recovers(start_service: StartService, 
         assert await metric_of(client, "db_pool_in_use") == 0
         assert await metric_of(client, 'circuit_breaker_transitions_total{breaker="postgres",to="open"}') == 0
     assert stored_customers(database_url) == ["first", "later"]
+
+
+async def test_faults_reads_wait_for_their_turn_within_bounds(
+    start_service: StartService, database_url: str
+) -> None:
+    """Orders that are read share round trips; one that cannot begin in time is refused as overloaded."""
+    service = start_service(DB_STATEMENT_TIMEOUT_SECONDS=4, BATCH_MAX_WAIT_SECONDS=0.3)
+    async with client_of(service) as client:
+        stored = (await client.post("/orders", json=order("first"))).headers["location"]
+        with locks.holding(database_url, locks.ORDERS):
+            held = []
+            for connections in (1, 2):
+                held.append(asyncio.create_task(client.get(stored)))
+                await locks.until_waiting(database_url, connections)
+            async with asyncio.timeout(SOON_SECONDS):
+                refused = await asyncio.gather(*(client.get(stored) for _ in range(20)))
+        for answer in refused:
+            assert_overloaded(answer)
+        assert [(await answer).status_code for answer in held] == [200, 200]
+        answers = await asyncio.gather(
+            *(client.get(stored) for _ in range(20)), client.get("/orders/" + stored[8:-4] + "0000")
+        )
+    assert [answer.status_code for answer in answers] == [200] * 20 + [404]
 
 
 # Timeouts

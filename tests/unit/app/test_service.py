@@ -10,7 +10,7 @@ import pytest
 
 from app.catalogue import Catalogue
 from app.db import Database, is_database_failure
-from app.domain import IncomingOrder, Order, PlacedOrder
+from app.domain import IncomingOrder, Order, OrderQuery, OrderStatus, PlacedOrder
 from app.errors import ConnectionLost, DeadlineExceeded
 from app.resilience import CircuitBreaker, Guard, RetryBudget
 from app.service import OrderService
@@ -136,6 +136,39 @@ async def test_faults_an_order_whose_time_ends_in_the_queue_is_not_executed() ->
     assert isinstance(await first, PlacedOrder)
     await orders.drain()
     assert db.batches == [["first"]]
+
+
+class Shelf:
+    """A database of no orders that notes what it is asked at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def run(self, _sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        self.asked.append(len(orjson.loads(params["queries"])))
+        return []
+
+
+@pytest.mark.parametrize(
+    ("customer_id", "status", "asked"),
+    [
+        (None, None, [5]),
+        ("c", None, [5]),
+        (None, "cancelled", [5]),
+        (None, "confirmed", [1] * 5),
+        ("c", "confirmed", [1] * 5),
+        ("c", "cancelled", [1] * 5),
+    ],
+)
+async def test_faults_a_page_that_may_take_long_is_read_alone(
+    customer_id: str | None, status: OrderStatus | None, asked: list[int]
+) -> None:
+    """Pages that an index leads to share a round trip; the others could cost their neighbours their time."""
+    shelf = Shelf()
+    orders = service(cast("ScriptedDatabase", shelf))
+    query = OrderQuery("p", customer_id, status, None, 50)
+    assert await asyncio.gather(*(orders.orders(query) for _ in range(5))) == [[]] * 5
+    assert shelf.asked == asked
 
 
 async def _fail() -> None:
