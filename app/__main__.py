@@ -13,9 +13,9 @@ from app import logs, migrations
 from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgresError
 from app.errors import ServiceError
-from app.main import create_app, database_url, open_database
+from app.main import create_app, create_operations_app, database_url, open_database
 from app.server.protocol import Limits
-from app.server.serve import raise_open_files_limit, run, serve
+from app.server.serve import Operations, raise_open_files_limit, run, serve
 from app.settings import PRINCIPAL, TERMINATION_GRACE_PERIOD_SECONDS, Settings, SettingsError
 from app.state import Lifecycle
 
@@ -63,10 +63,11 @@ def _serve(settings: Settings) -> int:
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle)
 
-    def started(url: str) -> None:
+    def started(url: str, operations_url: str | None = None) -> None:
         _settle_garbage_collector()
         where = "DATABASE_URL" if settings.database_url else settings.embedded_postgres_dir.resolve()
-        sys.stderr.write(f"order service on {url}   docs {url}/docs   data in {where}\n")
+        operations = f"   operations {operations_url}" if operations_url else ""
+        sys.stderr.write(f"order service on {url}   docs {url}/docs   data in {where}{operations}\n")
 
     limits = Limits(
         keep_alive_seconds=settings.keep_alive_seconds, max_age_seconds=settings.connection_max_age_seconds
@@ -81,6 +82,9 @@ def _serve(settings: Settings) -> int:
             on_drain=lifecycle.drain,
             on_started=started,
             grace_seconds=settings.shutdown_grace_seconds,
+            operations=(
+                None if settings.ops_port is None else Operations(create_operations_app(), settings.ops_port)
+            ),
         )
     )
 

@@ -1,4 +1,4 @@
-"""`python -m app.healthcheck`: whether the service that HOST and PORT describe answers; 0, or 1 with the reason.
+"""`python -m app.healthcheck`: whether the service of HOST and OPS_PORT or PORT answers; 0, or 1 with the reason.
 
 For the image's HEALTHCHECK, every few seconds: only the standard library is imported.
 """
@@ -13,8 +13,9 @@ _TIMEOUT_SECONDS = 2
 
 
 def main() -> int:
-    """Ask `/livez` at the address the service listens on, past any proxy."""
-    host, port = _reachable(os.environ.get("HOST") or "127.0.0.1"), int(os.environ.get("PORT") or 8000)
+    """Ask `/livez` where the service answers it, past any proxy."""
+    host = _reachable(os.environ.get("HOST") or "127.0.0.1")
+    port = int(os.environ.get("OPS_PORT") or os.environ.get("PORT") or 8000)
     try:
         connection = HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
         connection.request("GET", "/livez", headers={"Connection": "close"})

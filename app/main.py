@@ -123,9 +123,20 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         redirect_slashes=False,
     )
     add_problem_handlers(app)
-    for router in (short, api, ops):
+    for router in (short, api) if settings.ops_port is not None else (short, api, ops):
         app.add_routes(router.routes)
     add_documentation(app)
+    return app
+
+
+def create_operations_app() -> FastAPI:
+    """The application of OPS_PORT: probes and metrics, over the state of the application that it is served beside."""
+    app = Application(
+        title="Order service", version=VERSION, openapi_url=None, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    add_problem_handlers(app)
+    app.add_routes(ops.routes)
     return app
 
 

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    ops_port: Annotated[int, Field(ge=0, le=65535)] | None = (
+        None  # unset: PORT serves probes and metrics, too
+    )
 
     database_url: str | None = None  # unset: the embedded PostgreSQL
     embedded_postgres_dir: Path = Path(".data/postgres")
@@ -113,6 +116,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError(f"OPS_PORT: {self.ops_port} is PORT; leave it unset to use one port for all")
         if self.db_pool_min_size > self.db_pool_max_size:
             raise ValueError(
                 f"DB_POOL_MIN_SIZE: {self.db_pool_min_size} is more than "

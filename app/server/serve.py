@@ -13,10 +13,11 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import uvicorn
 import uvloop
@@ -29,14 +30,25 @@ from app.settings import SHUTDOWN_GRACE_SECONDS, SettingsError, addresses_of
 
 _BACKLOG = 2048  # the kernel caps it at net.core.somaxconn
 _POLL_SECONDS = 0.02
+_OPERATIONS_GRACE_SECONDS = 1.0  # for the last probes and scrapes
+
+_Result = TypeVar("_Result")
 
 
 class PortTakenError(SettingsError):
     """Something else listens on the port."""
 
 
-class _Stopped(Exception):  # a signal came during the start-up
-    pass
+class Stopped(Exception):
+    """A signal came during the start-up."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The application of a port of its own, OPS_PORT, for those who watch."""
+
+    app: ASGIApp
+    port: int  # 0: any free one
 
 
 def run(serving: Coroutine[Any, Any, int]) -> int:
@@ -53,16 +65,18 @@ async def serve(
     limits: Limits,
     drain_delay_seconds: float,
     on_drain: Callable[[], None],
-    on_started: Callable[[str], None],
+    on_started: Callable[..., None],
     grace_seconds: float = SHUTDOWN_GRACE_SECONDS,
+    operations: Operations | None = None,
+    inherited: Sequence[socket.socket] = (),
 ) -> int:
     """Serve *app* until SIGTERM, SIGHUP or SIGINT, and end without losing a request.
 
     The port is bound, the application starts up, the port listens. On SIGTERM: `on_drain()`; for
     *drain_delay_seconds* everything is still accepted, and every answer says `Connection: close`; the port is
-    closed; what was read is answered; the application shuts down. SIGHUP does the same, and SIGINT skips the delay.
-    A signal during the start-up cancels it. A second SIGTERM or SIGINT ends the process at once, with 128 + its
-    number.
+    closed; what was read is answered; the application shuts down; the port of *operations* is closed. SIGHUP does the
+    same, and SIGINT skips the delay. A signal during the start-up cancels it. A second SIGTERM or SIGINT ends the
+    process at once, with 128 + its number.
 
     Args:
         app: its lifespan must be supported; what its start-up or shutdown raises is raised here.
@@ -71,8 +85,10 @@ async def serve(
         limits: of every connection.
         drain_delay_seconds: how long others may take to see that the service is not ready.
         on_drain: called once, when the first signal comes after the start-up.
-        on_started: called with the URL once the port listens.
+        on_started: called with the URL once the port listens, and with that of *operations* where there is one.
         grace_seconds: how long requests in progress may take at the end.
+        operations: shares the application's state, and answers until the application has shut down.
+        inherited: bound sockets, in place of those that *host* and *port* name.
 
     Returns:
         The exit code: 0, or 1 where requests were given up after *grace_seconds*.
@@ -82,22 +98,40 @@ async def serve(
         SettingsError: HOST or PORT cannot be used.
         RuntimeError: the application's start-up failed without an exception.
     """
-    with _listening_sockets(host, port) as sockets, _signals() as signalled:
+    with contextlib.ExitStack() as stack:
+        sockets = list(inherited) or stack.enter_context(bound_sockets(host, port))
+        watched = (
+            stack.enter_context(bound_sockets(host, operations.port, setting="OPS_PORT"))
+            if operations
+            else []
+        )
+        signalled = stack.enter_context(ending_signals())
         lifespan = _Lifespan(app)
         try:
-            await _until_signal(lifespan.startup(), signalled)
-        except _Stopped:
+            await until_signal(lifespan.startup(), signalled)
+        except Stopped:
             return 0
         try:
-            server = _Server(app, sockets, limits, lifespan.state)
-            async with server:
-                on_started(_url(host, sockets[0]))
+            async with contextlib.AsyncExitStack() as listening:
+                server = _Server(app, sockets, limits, lifespan.state)
+                servers = [server]
+                if operations:
+                    servers.append(
+                        _Server(operations.app, watched, limits, lifespan.state, setting="OPS_PORT")
+                    )
+                for each in servers:
+                    await listening.enter_async_context(each)
+                on_started(*(_url(host, ports[0]) for ports in (sockets, watched) if ports))
                 stop_signal = await signalled
                 on_drain()
-                server.connections.drain(server.open)
+                for each in servers:
+                    each.connections.drain(each.open)
                 if stop_signal != signal.SIGINT:
                     await asyncio.sleep(drain_delay_seconds)
                 finished = await server.finish(grace_seconds)
+                await lifespan.shutdown()
+                for each in servers[1:]:
+                    await each.finish(_OPERATIONS_GRACE_SECONDS)
         finally:
             await lifespan.shutdown()
     return 0 if finished else 1
@@ -114,10 +148,17 @@ class _Server:
     """The listening sockets, the connections, and the tick that keeps both up to date."""
 
     def __init__(
-        self, app: ASGIApp, sockets: list[socket.socket], limits: Limits, lifespan_state: dict[str, Any]
+        self,
+        app: ASGIApp,
+        sockets: list[socket.socket],
+        limits: Limits,
+        lifespan_state: dict[str, Any],
+        *,
+        setting: str = "PORT",
     ) -> None:
         self.connections = Connections(limits)
         self._sockets = sockets
+        self._setting = setting
         self._state = ServerState()
         protocol = functools.partial(LimitedHttpProtocol, shared=self.connections)
         self._config = uvicorn.Config(
@@ -150,7 +191,7 @@ class _Server:
                 )
         except OSError as exc:  # two may bind a port that nobody listens on yet
             self._ticking.cancel()
-            raise _unusable(exc, self._sockets[0].getsockname()[1]) from exc
+            raise _unusable(exc, self._setting, self._sockets[0].getsockname()[1]) from exc
 
     async def __aexit__(self, *_: object) -> None:
         self._ticking.cancel()
@@ -225,7 +266,7 @@ class _Lifespan:
             raise RuntimeError("the application's start-up ended without being complete")
 
     async def shutdown(self) -> None:
-        """Shut the application down and wait for its end."""
+        """Shut the application down and wait for its end; repeatable."""
         self._ending.set()
         await self._task
 
@@ -240,25 +281,28 @@ class _Lifespan:
             self._started.set()
 
 
-async def _until_signal(work: Coroutine[Any, Any, None], signalled: asyncio.Future[int]) -> None:
-    """Await *work*; a signal cancels it and raises `_Stopped` once it has ended."""
+async def until_signal(work: Coroutine[Any, Any, _Result], signalled: asyncio.Future[int]) -> _Result:
+    """Await *work*; a signal cancels it and raises `Stopped` once it has ended."""
     task = asyncio.create_task(work)
     await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():
         task.cancel()
         await asyncio.wait([task])
         if task.cancelled():
-            raise _Stopped
-    task.result()
+            raise Stopped
+    return task.result()
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Future[int]]:
+def ending_signals(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio.Future[int]]:
     """The first SIGTERM, SIGHUP or SIGINT as a future; another SIGTERM or SIGINT ends the process at once.
 
     A terminal that is closed sends SIGHUP twice, once itself and once by its shell; under nohup it stays ignored.
 
     Handlers of the interpreter, not of the loop: they also run while a start-up step blocks the loop.
+
+    Args:
+        at_once: called before such an end.
     """
     loop = asyncio.get_running_loop()
     signalled: asyncio.Future[int] = loop.create_future()
@@ -267,6 +311,7 @@ def _signals() -> Iterator[asyncio.Future[int]]:
     def handle(signum: int, _: FrameType | None) -> None:
         nonlocal seen
         if seen and signum != signal.SIGHUP:
+            at_once()
             os._exit(128 + signum)
         if not seen:
             seen = True
@@ -284,8 +329,16 @@ def _signals() -> Iterator[asyncio.Future[int]]:
 
 
 @contextlib.contextmanager
-def _listening_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
-    """Bound sockets, one per address of *host*, that do not listen yet."""
+def bound_sockets(
+    host: str, port: int, *, setting: str = "PORT", shared: bool = False
+) -> Iterator[list[socket.socket]]:
+    """Bound sockets, one per address of *host*, that do not listen yet.
+
+    Args:
+        host, port: as of `serve`.
+        setting: names the port in a refusal.
+        shared: others that are shared, too, may be bound to the same port: the kernel spreads connections over them.
+    """
     with contextlib.ExitStack() as stack:
         sockets: list[socket.socket] = []
         failure: OSError | None = None
@@ -294,10 +347,12 @@ def _listening_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
             try:
                 bound = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, protocol))
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if shared:
+                    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 bound.bind((address[0], wanted, *address[2:]))
             except OSError as exc:
                 if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise _unusable(exc, wanted) from exc
+                    raise _unusable(exc, setting, wanted) from exc
                 failure = exc  # a name may have an address that this machine has not, ::1 in a container
             else:
                 sockets.append(bound)
@@ -306,12 +361,16 @@ def _listening_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
         yield sockets
 
 
-def _unusable(exc: OSError, port: int) -> SettingsError:
+def _unusable(exc: OSError, setting: str, port: int) -> SettingsError:
     if exc.errno == errno.EADDRINUSE:
-        return PortTakenError(f"PORT: {port} is taken; stop what listens there, or set PORT to another one")
+        return PortTakenError(
+            f"{setting}: {port} is taken; stop what listens there, or set {setting} to another one"
+        )
     if exc.errno == errno.EACCES:
-        return SettingsError(f"PORT: {port} needs privileges to listen on; set PORT to 1024 or more")
-    return SettingsError(f"PORT: cannot listen on {port}: {exc.strerror}")
+        return SettingsError(
+            f"{setting}: {port} needs privileges to listen on; set {setting} to 1024 or more"
+        )
+    return SettingsError(f"{setting}: cannot listen on {port}: {exc.strerror}")
 
 
 def _url(host: str, listener: socket.socket) -> str:

@@ -56,6 +56,14 @@ def test_an_empty_variable_is_the_default(start_service: Callable[..., ServicePr
     assert _check(HOST="", PORT=port) == 0
 
 
+def test_the_check_asks_the_operations_port(start_service: Callable[..., ServiceProcess]) -> None:
+    """Where there is one: the port of the API has no probes."""
+    port, operations = _free_port("127.0.0.1"), _free_port("127.0.0.1")
+    start_service(PORT=port, OPS_PORT=operations)
+    assert _check(PORT=port, OPS_PORT=operations) == 0
+    assert _check(PORT=port) == 1
+
+
 def test_another_server_there_is_no_health(start_service: Callable[..., ServiceProcess]) -> None:
     """What does not speak HTTP is not the service."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

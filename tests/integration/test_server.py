@@ -412,7 +412,7 @@ async def test_who_connected_just_before_the_end_is_answered() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    with server_module._listening_sockets("127.0.0.1", 0) as sockets:
+    with server_module.bound_sockets("127.0.0.1", 0) as sockets:
         server = server_module._Server(app, sockets, Limits(), {})
         async with server:
             with socket.create_connection(sockets[0].getsockname(), timeout=10) as client:

@@ -53,6 +53,7 @@ def _check_refused(ended: subprocess.CompletedProcess[str], name: str) -> None:
     ("name", "value"),
     [
         ("PORT", "http"),
+        ("OPS_PORT", "8000"),  # PORT's default
         ("DB_POOL_MIN_SIZE", "51"),  # over DB_POOL_MAX_SIZE
         ("MIGRATE_ON_START", "perhaps"),
         ("API_KEYS", "alice:123"),
@@ -62,7 +63,7 @@ def _check_refused(ended: subprocess.CompletedProcess[str], name: str) -> None:
 )
 def test_a_bad_setting_stops_the_start(tmp_path: Path, database_url: str, name: str, value: str) -> None:
     """One clear line that names the variable, exit code 1, no traceback."""
-    settings = {"DATABASE_URL": database_url, "ALLOW_ANONYMOUS": "true", name: value}
+    settings = {"DATABASE_URL": database_url, "ALLOW_ANONYMOUS": "true", "PORT": "8000", name: value}
     _check_refused(_run(tmp_path, **settings), name)
 
 
@@ -77,6 +78,14 @@ def test_a_port_that_is_taken_stops_the_start(tmp_path: Path, database_url: str)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         _check_refused(_run(tmp_path, DATABASE_URL=database_url, PORT=port), "PORT")
+    assert execute(database_url, "SELECT to_regclass('schema_migrations')") == [(None,)]
+
+
+def test_an_operations_port_that_is_taken_stops_the_start(tmp_path: Path, database_url: str) -> None:
+    """As the other port: one line that names OPS_PORT, before the database is touched."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _check_refused(_run(tmp_path, DATABASE_URL=database_url, OPS_PORT=port), f"OPS_PORT: {port} is taken")
     assert execute(database_url, "SELECT to_regclass('schema_migrations')") == [(None,)]
 
 

@@ -13,14 +13,15 @@ from typing import Self
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-_STARTED = re.compile(r"order service on (\S+)")
+_STARTED = re.compile(r"order service on (\S+) .*?(?:   operations (\S+))?\n")
 _START_SECONDS = 30
 
 
 class ServiceProcess:
     """A running `python -m app`, or another *module* that serves it, on a free loopback port.
 
-    `url` is where it listens, `log_path` holds its JSON lines, `stderr_path` what it said at start.
+    `url` is where it listens, `operations_url` where it answers probes and metrics: the same unless OPS_PORT is set.
+    `log_path` holds its JSON lines, `stderr_path` what it said at start.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ServiceProcess:
             **({} if database_url is None else {"DATABASE_URL": database_url}),
             **{name: str(value) for name, value in (settings or {}).items()},
         }
-        self.url = ""
+        self.url = self.operations_url = ""
 
     def start(self) -> Self:
         """Start it and wait until it listens; raises RuntimeError with what it said where it does not."""
@@ -65,6 +66,7 @@ class ServiceProcess:
                 raise RuntimeError(f"the service did not start: {self.stderr_path.read_text()}")
             time.sleep(0.02)
         self.url = started[1]
+        self.operations_url = started[2] or self.url
         return self
 
     def terminate(self, timeout_seconds: float = 30) -> int:
@@ -84,7 +86,7 @@ class ServiceProcess:
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Every sample of `/metrics`, by name and sorted labels."""
-        text = httpx.get(f"{self.url}/metrics", timeout=10).text
+        text = httpx.get(f"{self.operations_url}/metrics", timeout=10).text
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(text)

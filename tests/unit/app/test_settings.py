@@ -22,6 +22,7 @@ def test_the_defaults_are_the_contracts() -> None:
     assert {name.upper(): value for name, value in settings.items()} == {
         "HOST": "127.0.0.1",
         "PORT": 8000,
+        "OPS_PORT": None,
         "DATABASE_URL": None,
         "EMBEDDED_POSTGRES_DIR": ".",
         "DB_POOL_MIN_SIZE": 10,
