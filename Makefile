@@ -14,8 +14,8 @@ help: ## print this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1|/' | column -t -s '|'
 
 .PHONY: run
-run: $(VENV)/.installed-local ## serve on port 8000, with a Postgres of its own unless DATABASE_URL is set
-	@exec $(BIN)/python -m app
+run: $(VENV)/.installed-local ## serve on port 8000, with a Postgres of its own unless DATABASE_URL is set (REPLICAS=3)
+	@exec $(BIN)/python -m app $(if $(REPLICAS),serve --replicas $(REPLICAS))
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## the tests (under 5 minutes)

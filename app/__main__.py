@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from app import logs, migrations
+from app import logs, migrations, replicas
 from app.auth import new_key
 from app.embedded_postgres import EmbeddedPostgresError
 from app.errors import ServiceError
@@ -18,6 +18,8 @@ from app.server.protocol import Limits
 from app.server.serve import Operations, raise_open_files_limit, run, serve
 from app.settings import PRINCIPAL, TERMINATION_GRACE_PERIOD_SECONDS, Settings, SettingsError
 from app.state import Lifecycle
+
+_MOST_REPLICAS = 100
 
 _log = structlog.get_logger("app")
 
@@ -29,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="The order service. Settings come from the environment; app/README.md lists them.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
-    commands.add_parser("serve", help="serve (the default)")
+    serving = commands.add_parser("serve", help="serve (the default)")
+    serving.add_argument(
+        "--replicas", type=_replicas, default=1, metavar="N", help="processes on one port (default: 1)"
+    )
+    replica = commands.add_parser(replicas.COMMAND, help="be one of them: `serve --replicas` starts it")
+    replica.add_argument("descriptors", help="of its listening sockets, by commas")
     commands.add_parser("migrate", help="bring the database's schema up to date, and end")
     key = commands.add_parser("new-key", help="make an API key: prints the token and its entry for API_KEYS")
     key.add_argument("principal", nargs="?", default="client", help="whose key it is (default: client)")
     options = parser.parse_args(arguments)
     try:
-        if options.command == "new-key":
-            return _new_key(options.principal)
-        settings = Settings.load()
-        if options.command == "migrate":
-            return asyncio.run(_migrate(settings))
-        return _serve(settings)
+        return _run(options)
     except (SettingsError, EmbeddedPostgresError) as exc:
         return _fail(str(exc))
     except ServiceError as exc:
@@ -49,9 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _serve(settings: Settings) -> int:
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "new-key":
+        return _new_key(options.principal)
+    settings = Settings.load()
+    if options.command == "migrate":
+        return asyncio.run(_migrate(settings))
     logs.configure(settings.log_level, settings.log_format)
     raise_open_files_limit()
+    if options.command == replicas.COMMAND:
+        return _serve(settings, replicas.Inheritance.of(options.descriptors))
+    if options.command == "serve" and options.replicas > 1:
+        return asyncio.run(replicas.serve_replicas(settings, options.replicas))
+    return _serve(settings)
+
+
+def _serve(settings: Settings, inheritance: replicas.Inheritance | None = None) -> int:
     if settings.longest_shutdown_seconds > TERMINATION_GRACE_PERIOD_SECONDS:
         _log.warning(
             "shutdown_may_be_cut_short",
@@ -65,6 +80,9 @@ def _serve(settings: Settings) -> int:
 
     def started(url: str, operations_url: str | None = None) -> None:
         _settle_garbage_collector()
+        if inheritance:
+            inheritance.tell_started()
+            return
         where = "DATABASE_URL" if settings.database_url else settings.embedded_postgres_dir.resolve()
         operations = f"   operations {operations_url}" if operations_url else ""
         sys.stderr.write(f"order service on {url}   docs {url}/docs   data in {where}{operations}\n")
@@ -85,8 +103,15 @@ def _serve(settings: Settings) -> int:
             operations=(
                 None if settings.ops_port is None else Operations(create_operations_app(), settings.ops_port)
             ),
+            inherited=inheritance.sockets if inheritance else (),
         )
     )
+
+
+def _replicas(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_REPLICAS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_REPLICAS}")
+    return int(text)
 
 
 def _settle_garbage_collector() -> None:

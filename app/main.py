@@ -1,6 +1,7 @@
 """Builds the application: the one place that constructs things."""
 
 import asyncio
+import math
 import os
 import platform
 import time
@@ -19,7 +20,7 @@ from app.auth import KeyRing
 from app.background import keep_running
 from app.catalogue import Catalogue
 from app.db import Database, is_database_failure, wait_for_database
-from app.embedded_postgres import EmbeddedPostgres
+from app.embedded_postgres import SERVER_SETTINGS, EmbeddedPostgres
 from app.errors import ServiceError
 from app.intake import OrderIntake
 from app.metrics import BUILD_INFO, EVENT_LOOP_LAG_SECONDS, ORDER_BATCH_QUEUE_DEPTH
@@ -37,6 +38,9 @@ VERSION = "0.1.0"
 _LAG_SAMPLE_SECONDS = 0.25
 _LAG_WINDOW_SECONDS = 15  # a usual scrape interval: no peak falls between two scrapes
 _HEAL_SECONDS = 0.25
+_POOLS_SHARE = (
+    0.75  # of the server's connections, at most: room for who replaces a replica, and who looks around
+)
 
 _log = structlog.get_logger("app")
 
@@ -147,7 +151,11 @@ async def database_url(settings: Settings, stack: AsyncExitStack) -> str:
     # libpq's settings are for a server of the user's own; not all of them give way to a DSN (PGSERVICE, PGTZ).
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
-    postgres = EmbeddedPostgres(settings.embedded_postgres_dir)
+    connections = math.ceil(settings.max_replicas * settings.db_pool_max_size / _POOLS_SHARE)
+    postgres = EmbeddedPostgres(
+        settings.embedded_postgres_dir,
+        settings={"max_connections": str(max(connections, int(SERVER_SETTINGS["max_connections"])))},
+    )
     postgres.start()
     stack.callback(postgres.stop)
     await _run_in_background(stack, postgres.supervise())
@@ -178,14 +186,11 @@ async def open_database(settings: Settings, dsn: str, stack: AsyncExitStack) -> 
 async def _open_database(settings: Settings, dsn: str, stack: AsyncExitStack) -> Database:
     """The pool over a schema that is ready."""
     db = await open_database(settings, dsn, stack)
-    if settings.migrate_on_start:
-        await migrations.migrate(db)
-        await migrations.seed_catalogue(db, size=settings.catalog_size, stock=settings.catalog_stock)
-    await migrations.require_schema(db)
+    await prepare_schema(db, settings)
     version, max_connections = (await db.run("SELECT version(), current_setting('max_connections')::int"))[0]
     BUILD_INFO.labels(VERSION, platform.python_version(), version.split()[1]).set(1)
     budget = settings.max_replicas * settings.db_pool_max_size
-    if budget > 0.75 * max_connections:
+    if budget > _POOLS_SHARE * max_connections:
         _log.warning(
             "connection_budget_exceeded",
             detail="MAX_REPLICAS x DB_POOL_MAX_SIZE is more than three quarters of the server's max_connections",
@@ -194,6 +199,14 @@ async def _open_database(settings: Settings, dsn: str, stack: AsyncExitStack) ->
             max_connections=max_connections,
         )
     return db
+
+
+async def prepare_schema(db: Database, settings: Settings) -> None:
+    """Migrate and seed, unless that is somebody else's task, and see that the schema is there."""
+    if settings.migrate_on_start:
+        await migrations.migrate(db)
+        await migrations.seed_catalogue(db, size=settings.catalog_size, stock=settings.catalog_stock)
+    await migrations.require_schema(db)
 
 
 async def _drain(orders: OrderService, seconds: float) -> None:

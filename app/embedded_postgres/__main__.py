@@ -43,12 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path, help="where its data is kept")
     parser.add_argument("--port", type=int, help="also listen there on 127.0.0.1 (a second DSN is printed)")
     parser.add_argument("--bin-dir", type=Path, help="of another PostgreSQL, 15 or later")
+    parser.add_argument("--max-connections", type=int, help="for the pools of several services")
     options = parser.parse_args(arguments)
     stderr = logging.StreamHandler()
     stderr.setFormatter(_PlainFormatter())
     logging.basicConfig(handlers=[stderr])
     try:
-        with EmbeddedPostgres(options.directory, bin_dir=options.bin_dir, port=options.port) as server:
+        settings = {"max_connections": str(options.max_connections)} if options.max_connections else {}
+        with EmbeddedPostgres(
+            options.directory, bin_dir=options.bin_dir, settings=settings, port=options.port
+        ) as server:
             asyncio.run(_serve(server))
     except EmbeddedPostgresError as exc:
         sys.stderr.write(f"{parser.prog}: {exc}\n")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,7 @@ _START_SECONDS = 30
 
 
 class ServiceProcess:
-    """A running `python -m app`, or another *module* that serves it, on a free loopback port.
+    """A running `python -m app`, with *arguments*, or another *module* that serves it, on a free loopback port.
 
     `url` is where it listens, `operations_url` where it answers probes and metrics: the same unless OPS_PORT is set.
     `log_path` holds its JSON lines, `stderr_path` what it said at start.
@@ -31,11 +31,12 @@ class ServiceProcess:
         settings: Mapping[str, object] | None = None,
         *,
         module: str = "app",
+        arguments: Sequence[str] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log_path = directory / "stdout.log"
         self.stderr_path = directory / "stderr.log"
-        self._module = module
+        self._command = [sys.executable, "-m", module, *arguments]
         self._environment = {
             **{
                 name: value
@@ -53,7 +54,7 @@ class ServiceProcess:
         """Start it and wait until it listens; raises RuntimeError with what it said where it does not."""
         with self.log_path.open("ab") as stdout, self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                self._command,
                 env=self._environment,
                 stdout=stdout,
                 stderr=stderr,
