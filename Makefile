@@ -52,8 +52,9 @@ lint: $(VENV)/.installed-dev ## style, types, lock files
 	@if grep -nE '://|^--(index|extra-index|find-links)' requirements*.txt; then echo 'a lock file names an index'; exit 1; fi
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## what an order costs, beside its peers (QUICK=1: under a minute)
+bench: $(VENV)/.installed-dev ## what an order costs, beside its peers and other requests (QUICK=1: about a minute)
 	@$(BIN)/python -m loadtests.bench.order_cost $(if $(QUICK),--quick) $(ARGS)
+	@$(BIN)/python -m loadtests.bench.request_cost $(if $(QUICK),--quick)
 
 .PHONY: bench-growth
 bench-growth: $(VENV)/.installed-dev ## what it costs among 5 million orders, and after 10 minutes (QUICK=1, SOAK=seconds)

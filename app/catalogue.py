@@ -94,25 +94,20 @@ class Catalogue:
             Validation: the lines are in several currencies, or their sum is more than the database can hold.
             DeadlineExceeded: the missing products were not there in time.
         """
+        priced = self.price_from_cache(items)
+        if priced is None:
+            priced = _price(await self._read([product_id for product_id, _ in items], deadline), items)
+        return priced
+
+    def price_from_cache(self, items: Sequence[tuple[str, int]]) -> Priced | None:
+        """As `price`, at once; None where a product is not cached."""
         products: list[Product] = []
         for product_id, _ in items:
             product = self._products.peek(product_id)
             if product is None:
-                products = await self._read([product_id for product_id, _ in items], deadline)
-                break
+                return None
             products.append(product)
-        lines = [
-            (product.id, quantity, product.price_cents)
-            for product, (_, quantity) in zip(products, items, strict=True)
-        ]
-        currency = products[0].currency
-        for product in products:
-            if product.currency != currency:
-                raise Validation(f"items: all in one currency, not in {currency} and {product.currency}")
-        total_cents = sum([quantity * price_cents for _, quantity, price_cents in lines])
-        if total_cents > _MAX_CENTS:
-            raise Validation(f"items: they cost more than {_MAX_CENTS} cents")
-        return Priced(currency, total_cents, lines)
+        return _price(products, items)
 
     async def _read(self, ids: Sequence[str], deadline: float) -> list[Product]:
         """Every product of *ids*, in their order."""
@@ -129,3 +124,19 @@ class Catalogue:
                 raise product
             products.append(product)
         return products
+
+
+def _price(products: Sequence[Product], items: Sequence[tuple[str, int]]) -> Priced:
+    """*items* at the prices of *products*, which are those of its lines."""
+    lines = [
+        (product.id, quantity, product.price_cents)
+        for product, (_, quantity) in zip(products, items, strict=True)
+    ]
+    currency = products[0].currency
+    for product in products:
+        if product.currency != currency:
+            raise Validation(f"items: all in one currency, not in {currency} and {product.currency}")
+    total_cents = sum([quantity * price_cents for _, quantity, price_cents in lines])
+    if total_cents > _MAX_CENTS:
+        raise Validation(f"items: they cost more than {_MAX_CENTS} cents")
+    return Priced(currency, total_cents, lines)

@@ -10,9 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn, Self, cast
 
 import aiopg
-import orjson
 import psycopg2
-from psycopg2 import extensions, extras
+from psycopg2 import extensions
 
 from app import aiopg_fixes, metrics
 from app.errors import (
@@ -125,7 +124,7 @@ class Database:
                 maxsize=pool_max_size,
                 timeout=pool_timeout_seconds,
                 enable_hstore=False,  # would cost a query per connection
-                on_connect=_opened,
+                on_connect=_count_opened,
                 acquire_timeout_seconds=acquire_timeout_seconds,
                 connect_timeout_seconds=connect_timeout_seconds,
                 on_connect_failed=metrics.DB_CONNECTIONS.labels("failed").inc,
@@ -392,6 +391,5 @@ def _rows(cursor: Any) -> list[tuple[Any, ...]]:
     return cursor.fetchall() if cursor.description else []
 
 
-async def _opened(conn: aiopg.Connection) -> None:
+async def _count_opened(_conn: aiopg.Connection) -> None:
     metrics.DB_CONNECTIONS.labels("opened").inc()
-    extras.register_default_jsonb(conn.raw, loads=orjson.loads)

@@ -17,15 +17,16 @@ from app.errors import (
     StatementRejected,
     UnknownProduct,
 )
-from app.timestamp import from_postgres, timestamp
+from app.timestamp import from_postgres
 
 STORE_ORDERS = """
-    SELECT n, verdict, id, currency, total_cents, lines, created_at
+    SELECT n, verdict, id::text, currency, total_cents, lines::text, (created_at AT TIME ZONE 'UTC')::text
       FROM store_orders_v1(%(batch)s, %(wanted)s, %(one_by_one)s)
 """
 
 CANCEL_ORDER = """
-    SELECT id::text, customer_id, status, currency, total_cents, lines, (created_at AT TIME ZONE 'UTC')::text
+    SELECT id::text, customer_id, status, currency, total_cents, lines::text,
+           (created_at AT TIME ZONE 'UTC')::text
       FROM cancel_order_v1(%(principal)s, %(id)s, %(cancellable)s)
 """
 
@@ -49,7 +50,7 @@ PROVE_WRITES = """
 SELECT_ORDERS_BY_ID = """
     SELECT asked.n, o.id, o.customer_id, o.status, o.currency, o.total_cents, o.lines, o.created_at
       FROM unnest(%(principals)s::text[], %(ids)s::uuid[]) WITH ORDINALITY AS asked (principal, id, n)
-     CROSS JOIN LATERAL (SELECT id::text, customer_id, status, currency, total_cents, lines,
+     CROSS JOIN LATERAL (SELECT id::text, customer_id, status, currency, total_cents, lines::text,
                                 (created_at AT TIME ZONE 'UTC')::text AS created_at
                            FROM orders
                           WHERE orders.principal = asked.principal AND orders.id = asked.id
@@ -57,7 +58,8 @@ SELECT_ORDERS_BY_ID = """
 """
 
 LIST_ORDERS = """
-    SELECT n, id::text, customer_id, status, currency, total_cents, lines, (created_at AT TIME ZONE 'UTC')::text
+    SELECT n, id::text, customer_id, status, currency, total_cents, lines::text,
+           (created_at AT TIME ZONE 'UTC')::text
       FROM jsonb_array_elements(%(queries)s::jsonb) WITH ORDINALITY AS asked (query, n)
      CROSS JOIN LATERAL list_orders_v1(query ->> 0, query ->> 1, query ->> 2, (query ->> 3)::uuid, (query -> 4)::int)
 """
@@ -135,18 +137,18 @@ async def store_orders(
         elif verdict == "replayed":
             results[n - 1] = PlacedOrder(
                 order._replace(
-                    id=str(original),
+                    id=original,
                     currency=currency,
                     total_cents=total_cents,
-                    lines=lines,
-                    created_at=timestamp(created_at),
+                    lines=orjson.loads(lines),
+                    created_at=from_postgres(created_at),
                 ),
                 replayed=True,
             )
         elif verdict == "mismatch":
             results[n - 1] = IdempotencyMismatch()
         elif verdict in _REFUSALS:
-            results[n - 1] = _REFUSALS[verdict](product_ids=lines)
+            results[n - 1] = _REFUSALS[verdict](product_ids=orjson.loads(lines))
     return results
 
 
@@ -233,6 +235,8 @@ async def select_products(db: Database, *, after: str, limit: int) -> list[Produ
 
 
 def _order(row: Sequence[Any]) -> Order:
-    """An order from a row that holds its id and its time in UTC as text: PostgreSQL writes both faster."""
+    """An order from a row with its id, lines and time (in UTC) as text: the driver takes longer for values."""
     order_id, customer_id, status, currency, total_cents, lines, created_at = row
-    return Order(order_id, customer_id, status, currency, total_cents, lines, from_postgres(created_at))
+    return Order(
+        order_id, customer_id, status, currency, total_cents, orjson.loads(lines), from_postgres(created_at)
+    )

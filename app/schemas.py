@@ -234,16 +234,18 @@ NEW_BATCH_ORDER: TypeAdapter[NewBatchOrder] = TypeAdapter(NewBatchOrder)
 
 def order_document(order: DomainOrder) -> dict[str, object]:
     """*order* as the API shows it: the fields of `Order`, in its order."""
+    order_id, customer_id, status, currency, total_cents, lines, created_at = order
     return {
-        "id": order.id,
-        "customer_id": order.customer_id,
-        "status": order.status,
-        "currency": order.currency,
-        "total_cents": order.total_cents,
+        "id": order_id,
+        "customer_id": customer_id,
+        "status": status,
+        "currency": currency,
+        "total_cents": total_cents,
         "items": [
-            {"product_id": line[0], "quantity": line[1], "unit_price_cents": line[2]} for line in order.lines
+            {"product_id": product_id, "quantity": quantity, "unit_price_cents": unit_price_cents}
+            for product_id, quantity, unit_price_cents in lines
         ],
-        "created_at": order.created_at,
+        "created_at": created_at,
     }
 
 

@@ -122,7 +122,7 @@ class OrderService:
         """
         orders = [incoming for incoming in batch if isinstance(incoming, IncomingOrder)]
         # All are priced before the first is queued: who came first must not depend on what is in the cache.
-        found = await asyncio.gather(*map(self._price, orders), return_exceptions=True)
+        found = await self._price_all(orders)
         ready = []
         for incoming, priced in zip(orders, found, strict=True):
             if not isinstance(priced, BaseException):
@@ -138,6 +138,22 @@ class OrderService:
         """Price the order."""
         self._writes.require_closed()
         return await self._catalogue.price(incoming.items, deadline=incoming.deadline)
+
+    async def _price_all(self, orders: Sequence[IncomingOrder]) -> list[Priced | BaseException]:
+        """As `_price` for each, without a task for an order whose products are cached."""
+        found: list[Priced | BaseException | None] = [self._price_now(incoming) for incoming in orders]
+        missing = [n for n, priced in enumerate(found) if priced is None]
+        read = await asyncio.gather(*(self._price(orders[n]) for n in missing), return_exceptions=True)
+        for n, priced in zip(missing, read, strict=True):
+            found[n] = priced
+        return [priced for priced in found if priced is not None]
+
+    def _price_now(self, incoming: IncomingOrder) -> Priced | ServiceError | None:
+        try:
+            self._writes.require_closed()
+            return self._catalogue.price_from_cache(incoming.items)
+        except ServiceError as refusal:
+            return refusal
 
     def _identify(self, incoming: IncomingOrder, priced: Priced) -> None:
         """Give the order its id, the moment before it is queued: ids rise as orders are queued, and so stored."""
