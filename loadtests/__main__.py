@@ -12,7 +12,7 @@ from loadtests.reports import report
 from loadtests.reports.summary import HEADINGS, row, summarise
 from loadtests.run_record import RunRecord
 from loadtests.running.live import LiveLine
-from loadtests.running.plan import Plan
+from loadtests.running.plan import REPLICAS, Plan
 from loadtests.running.run import CouldNotRun, run
 
 _COULD_NOT_RUN = 2
@@ -60,7 +60,7 @@ def _run(plan: Plan, results: Path, baseline: Path | None, directories: list[Pat
 def is_the_plans(plan: Plan, record: RunRecord) -> bool:
     """Whether a run is one of the plan's three, whole, of a service of its own, and its figures mean something."""
     whole = record.complete and record.planned_seconds == plan.profile.run_time_seconds
-    own = plan.host is None and plan.prometheus_url is None
+    own = plan.host is None and plan.prometheus_url is None and plan.replicas == REPLICAS
     load = record.users == plan.profile.users and record.model == "closed"
     return (
         whole and own and load and plan.profile.orders_per_second is not None and record.verdict != "INVALID"

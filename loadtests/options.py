@@ -11,7 +11,7 @@ from typing import Any
 import configargparse
 
 from loadtests.judging import acceptance
-from loadtests.running.plan import Plan
+from loadtests.running.plan import REPLICAS, Plan
 from loadtests.users.profiles import PROFILES
 
 _EPILOG = """
@@ -50,10 +50,14 @@ def parser() -> Any:
     add("--users", type=_count, help="default: the plan's; with --rate one for each order of a second")
     add("--spawn-rate", type=float, help="users started per second; default: all within ten seconds")
     add("--warm-up", type=_seconds, default=5.0, help="once all users are there; default: 5s")
-    add("--host", type=_url, help="URL of the deployment to test")
     add(
-        "--metrics-urls", type=_urls, default=[], help="of its replicas, by commas; default: its own /metrics"
+        "--replicas",
+        type=_count,
+        default=REPLICAS,
+        help="of the service that it starts; default: 3, as the plan's",
     )
+    add("--host", type=_url, help="URL of the deployment to test")
+    add("--metrics-urls", type=_urls, default=[], help="of its replicas, by commas; default: HOST's")
     add(
         "--dsn", env_var="DATABASE_URL", help="its database, for the ledger (DSN, too); else the API is asked"
     )
@@ -97,6 +101,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         duration_seconds=options.duration or profile.run_time_seconds,
         settle_seconds=options.warm_up,
         command=_command(arguments, shown),
+        replicas=options.replicas,
         host=options.host,
         metrics_urls=options.metrics_urls,
         dsn=options.dsn,
@@ -126,7 +131,7 @@ def _url(text: str) -> str:
 
 
 def _urls(text: str) -> list[str]:
-    return [url for url in re.split(r"[,\s]+", text) if url]
+    return [_url(url) for url in re.split(r"[,\s]+", text) if url]
 
 
 def _seconds(text: str) -> float:

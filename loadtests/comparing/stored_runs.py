@@ -27,6 +27,7 @@ def load_of(record: RunRecord) -> Mapping[str, str]:
         "profile": record.profile,
         "model": record.model,
         "users": str(record.users),
+        "replicas": str(len(record.server.replicas)),
         "wait": "{:g} to {:g} s".format(*record.wait_seconds),
         "offered": quantity(record.offered_per_second, "/s") if record.offered_per_second else "closed model",
         "duration": f"{record.planned_seconds:g} s",

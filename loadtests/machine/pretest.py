@@ -55,8 +55,12 @@ def count_products(url: str, api_key: str | None = None) -> int:
         with http_client(timeout_seconds=_TIMEOUT_SECONDS, api_key=api_key) as client:
             products = client.get(page).raise_for_status().json()["items"]
     except httpx.HTTPStatusError as exc:
-        hint = " (LOADTEST_API_KEY)" if exc.response.status_code == httpx.codes.UNAUTHORIZED else ""
-        raise PretestError(f"{page} answers {exc.response.status_code}{hint}") from exc
+        hints: Mapping[int, str] = {
+            httpx.codes.UNAUTHORIZED: " (LOADTEST_API_KEY)",
+            httpx.codes.NOT_FOUND: " (HOST must say where orders are taken, which may not be where metrics are)",
+        }
+        status = exc.response.status_code
+        raise PretestError(f"{page} answers {status}{hints.get(status, '')}") from exc
     except UNANSWERED as exc:
         raise PretestError(f"{page} does not answer: {why(exc)}") from exc
     except (ValueError, KeyError, TypeError) as exc:

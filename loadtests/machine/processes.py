@@ -1,6 +1,7 @@
 """The processes that a measurement starts and ends: a Postgres, and servers on databases of their own."""
 
 import contextlib
+import dataclasses
 import os
 import platform
 import re
@@ -21,6 +22,10 @@ from psycopg2.extensions import make_dsn
 
 ROOT = Path(__file__).parents[2]
 SERVICE = (sys.executable, "-m", "app")
+
+# What the service says where it is several replicas: a line for each, and one once all of them listen.
+_REPLICA = re.compile(r"^replica \d+ on \S+   operations (\S+)", re.MULTILINE)
+_ALL_LISTEN = re.compile(r"^order service on ", re.MULTILINE)
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -65,6 +70,7 @@ class Server:
     url: str
     dsn: str
     log_path: Path
+    metrics_urls: Sequence[str] = ()  # of the service: a page for each replica
 
 
 @contextlib.contextmanager
@@ -87,7 +93,7 @@ def scratch_directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def embedded_postgres(folder: Path) -> Iterator[Postgres]:
+def embedded_postgres(folder: Path, *, max_connections: int | None = None) -> Iterator[Postgres]:
     """The embedded Postgres in a process of its own, with the settings the service ships; it ends with the block.
 
     Raises:
@@ -98,6 +104,8 @@ def embedded_postgres(folder: Path) -> Iterator[Postgres]:
         del os.environ[name]
     log_path = folder / "postgres.log"
     command = [sys.executable, "-m", "app.embedded_postgres", str(folder / "postgres")]
+    if max_connections:
+        command += ["--max-connections", str(max_connections)]
     with log_path.open("wb") as log, child(command, stdout=subprocess.PIPE, stderr=log) as process:
         dsn = process.stdout.readline().decode().strip() if process.stdout else ""
         if not dsn:
@@ -106,9 +114,9 @@ def embedded_postgres(folder: Path) -> Iterator[Postgres]:
 
 
 @contextlib.contextmanager
-def steady_postgres(folder: Path) -> Iterator[Postgres]:
+def steady_postgres(folder: Path, *, max_connections: int | None = None) -> Iterator[Postgres]:
     """The same, where nobody asks for its trouble: a RuntimeError at the end of the block if it had any."""
-    with embedded_postgres(folder) as postgres:
+    with embedded_postgres(folder, max_connections=max_connections) as postgres:
         yield postgres
         if postgres.trouble:
             raise RuntimeError(f"the embedded Postgres did not keep running: {postgres.trouble}")
@@ -116,9 +124,16 @@ def steady_postgres(folder: Path) -> Iterator[Postgres]:
 
 @contextlib.contextmanager
 def server(
-    name: str, command: Sequence[str], *, port: int, dsn: str, folder: Path, **options: Any
+    name: str,
+    command: Sequence[str],
+    *,
+    port: int,
+    dsn: str,
+    folder: Path,
+    says: re.Pattern[str] | None = None,
+    **options: Any,
 ) -> Iterator[Server]:
-    """Start *command*, wait until it listens on *port*, and end it with the block.
+    """Start *command*, wait until it listens on *port*, and *says* what it is to say, and end it with the block.
 
     Raises:
         RuntimeError: it does not listen; the message holds the end of what it said.
@@ -126,7 +141,7 @@ def server(
     log_path = folder / f"{name}.log"
     with log_path.open("wb") as log, child(command, stdout=log, stderr=log, **options) as process:
         give_up_at = time.monotonic() + _START_SECONDS
-        while not _listens(port):
+        while not (_listens(port) if says is None else says.search(log_path.read_text(errors="replace"))):
             if process.poll() is not None or time.monotonic() > give_up_at:
                 raise RuntimeError(f"{name} does not listen on port {port}: {tail(log_path)}")
             time.sleep(0.02)
@@ -140,14 +155,20 @@ def service(
     *,
     name: str = "service",
     command: Sequence[str] = SERVICE,
+    replicas: int = 1,
     settings: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Iterator[Server]:
     """The order service with its shipped settings, whatever the caller's environment says, and *settings*."""
     port = free_port()
     environment = {**plain_environment(), "PORT": str(port), "DATABASE_URL": dsn, **(settings or {})}
+    if replicas > 1:
+        command = [*command, "serve", "--replicas", str(replicas)]
+        environment["OPS_PORT"] = "0"
+        options["says"] = _ALL_LISTEN
     with server(name, command, port=port, dsn=dsn, folder=folder, env=environment, **options) as started:
-        yield started
+        urls = [started.url] if replicas == 1 else _REPLICA.findall(started.log_path.read_text())
+        yield dataclasses.replace(started, metrics_urls=[f"{url}/metrics" for url in urls])
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from loadtests.machine import processes
 from loadtests.service_side.prometheus import Prometheus, PrometheusError
 from loadtests.service_side.prometheus_sampler import selling
 
+_CONNECTIONS_PER_REPLICA = 70  # of which its pool of 50 is less than three quarters
 _DEFAULT_MEMORY_BYTES = 2 * 2**30  # the plan's limit of a container
 
 
@@ -60,19 +61,29 @@ def scraped_by(prometheus: Prometheus) -> str:
 
 @contextlib.contextmanager
 def own_service(
-    folder: Path, *, command: Sequence[str] = processes.SERVICE, settings: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    replicas: int = 1,
+    command: Sequence[str] = processes.SERVICE,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Target]:
     """The service with its shipped settings on a Postgres of its own in *folder*; both end with the block.
+
+    Args:
+        replicas: how many of it, on one port.
 
     Raises:
         RuntimeError: one of them does not start; the message says why.
     """
     with (
-        processes.embedded_postgres(folder) as postgres,
-        processes.service(postgres.dsn, folder, command=command, settings=settings) as service,
+        processes.embedded_postgres(
+            folder, max_connections=replicas * _CONNECTIONS_PER_REPLICA if replicas > 1 else None
+        ) as postgres,
+        processes.service(
+            postgres.dsn, folder, command=command, replicas=replicas, settings=settings
+        ) as service,
     ):
-        pages = [f"{service.url}/metrics"]
-        yield Target(service.url, pages, postgres.dsn, [service.process.pid], postgres)
+        yield Target(service.url, service.metrics_urls, postgres.dsn, [service.process.pid], postgres)
 
 
 def cgroup_memory_limit_bytes(pid: int) -> int | None:

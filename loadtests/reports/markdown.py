@@ -7,6 +7,7 @@ from loadtests.judging import quantiles
 from loadtests.quantities import NOT_MEASURED, change, duration, number, quantity
 from loadtests.reports.criterion_row import CriterionRow
 from loadtests.reports.recommendations import Recommendation
+from loadtests.reports.replica_line import replica_line
 from loadtests.run_record import RunRecord
 
 _NAMED = 20  # ids in a line; report.json holds all
@@ -22,6 +23,7 @@ def render(
         (
             *_template(record, recommendations),
             *_criteria(record),
+            *_replicas(record),
             *_validity(record),
             *_quantiles(record),
             *_queries(record),
@@ -88,6 +90,12 @@ def _criteria(record: RunRecord) -> Iterator[str]:
     for row in map(CriterionRow, record.criteria):
         verdict = row.of.verdict + (f": {row.of.reason}" if row.of.verdict == NOT_MEASURED else "")
         yield f"| {row.of.title} | {row.value} | {row.limit} | {row.margin} | {_cell(verdict)} |"
+
+
+def _replicas(record: RunRecord) -> Iterator[str]:
+    if record.server.replicas:
+        yield from ("", "## Replicas", "")
+        yield from (f"- {replica.url}: {replica_line(replica)}" for replica in record.server.replicas)
 
 
 def _validity(record: RunRecord) -> Iterator[str]:

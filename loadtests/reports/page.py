@@ -14,6 +14,7 @@ from loadtests.quantities import NOT_MEASURED, change, duration, mebibytes, numb
 from loadtests.reports.criterion_row import CriterionRow
 from loadtests.reports.percentile_chart import percentile_chart
 from loadtests.reports.recommendations import Recommendation
+from loadtests.reports.replica_line import replica_line
 from loadtests.reports.time_charts import TimeAxis, hover_data, time_charts
 from loadtests.run_record import RunRecord
 
@@ -162,12 +163,7 @@ def _server(record: RunRecord) -> Pairs:
         ("critical alerts", _alerts(server.critical_alerts)),
         ("warning alerts", _alerts(server.warning_alerts)),
     ]
-    for replica in server.replicas:
-        memory = f"{mebibytes(replica.rss_max_bytes)} of {mebibytes(replica.memory_limit_bytes)}"
-        pool = f"{quantity(replica.pool_in_use_max)} of {quantity(replica.pool_max)} connections"
-        restarted = ", RESTARTED" if replica.restarted else ""
-        rows.append((replica.url, f"CPU {quantity(replica.cpu_percent, '%')}, {memory}, {pool}{restarted}"))
-    return rows
+    return [*rows, *((replica.url, replica_line(replica)) for replica in server.replicas)]
 
 
 def _generator(record: RunRecord) -> Pairs:

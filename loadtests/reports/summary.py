@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from loadtests.quantities import duration, number, quantity
+from loadtests.reports.replica_line import replica_line
 from loadtests.run_record import RunRecord
 
 
@@ -29,6 +30,7 @@ def summarise(record: RunRecord, directory: Path) -> str:
             f"latency: p50 {latency.p50_ms:.1f} ms, p95 {latency.p95_ms:.1f}, p99 {latency.p99_ms:.1f}, "
             f"max {latency.max_ms:.1f}"
         )
+    lines += [f"{replica.url}: {replica_line(replica)}" for replica in record.server.replicas]
     lines += [
         "",
         *(
@@ -44,7 +46,7 @@ def summarise(record: RunRecord, directory: Path) -> str:
 
 
 HEADINGS = (
-    "", "measured", "users", "orders/s", "mean", "p95", "p99", "errors", "CPU", "verdict", "machine",
+    "", "measured", "replicas", "users", "orders/s", "mean", "p95", "p99", "errors", "CPU", "verdict", "machine",
 )  # fmt: skip
 
 
@@ -55,6 +57,7 @@ def row(record: RunRecord) -> list[str]:
     return [
         f"`make loadtest-{record.profile}`",
         duration(record.duration_seconds),
+        number(len(record.server.replicas)),
         number(record.users),
         number(record.orders_per_second),
         *(quantity(value, "ms") for value in (latency.mean_ms, latency.p95_ms, latency.p99_ms)),

@@ -7,6 +7,8 @@ from pathlib import Path
 from loadtests.judging import acceptance
 from loadtests.users.profiles import Profile
 
+REPLICAS = 3  # the plan's minReplicas
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -18,6 +20,7 @@ class Plan:
     duration_seconds: float  # measured, after the warm-up
     settle_seconds: float  # of the warm-up, once all users are there
     command: str
+    replicas: int = REPLICAS  # of a service of our own
     host: str | None = None  # None: what Prometheus scrapes; without one a service of our own
     metrics_urls: Sequence[str] = ()
     dsn: str | None = None

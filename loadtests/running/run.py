@@ -35,7 +35,11 @@ def run(plan: Plan, results: Path, live: LiveLine) -> tuple[RunRecord, Path]:
     directory = _new_directory(results, plan.profile.name)
     with contextlib.ExitStack() as stack:
         tested = stack.enter_context(_target(plan))
-        live.say(f"testing {tested.url}, {plan.profile.name} load: {plan.load}; results in {directory}")
+        count = len(tested.metrics_urls)
+        replicas = f" ({count} replicas)" if count > 1 else ""
+        live.say(
+            f"testing {tested.url}{replicas}, {plan.profile.name} load: {plan.load}; results in {directory}"
+        )
         try:
             _pretest(plan, tested, live)
             described = _describe(plan, tested)
@@ -81,7 +85,7 @@ def _target(plan: Plan) -> Iterator[target.Target]:
         return
     with processes.scratch_directory() as folder, contextlib.ExitStack() as stack:
         try:
-            started = stack.enter_context(target.own_service(folder))
+            started = stack.enter_context(target.own_service(folder, replicas=plan.replicas))
         except RuntimeError as exc:
             raise CouldNotRun(str(exc)) from exc
         yield started

@@ -380,9 +380,12 @@ def test_a_replica_that_is_not_listed(patient: Path, serve: Serve) -> None:
 
 @pytest.mark.slow
 def test_a_service_of_its_own(patient: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without HOST a service on a fresh Postgres is started, tested against its database, and stopped."""
+    """Without HOST a service on a fresh Postgres is started, tested against its database, and stopped.
+
+    Its replicas are all read, the busiest is judged, and every form of the report names each.
+    """
     results = patient.parent / "results"
-    arguments = ["normal", "--results", str(results), "--acceptance", str(patient), *SHORT]
+    arguments = ["normal", "--results", str(results), "--acceptance", str(patient), *SHORT, "--replicas", "2"]
     exit_code = command.main(arguments)
     [directory] = results.iterdir()
     record = RunRecord.from_json((directory / "report.json").read_bytes())
@@ -391,6 +394,20 @@ def test_a_service_of_its_own(patient: Path, capsys: pytest.CaptureFixture[str])
     assert record.ledger.stock_not_conserved == ()
     assert record.environment.database["fsync"] == "on"
     assert record.environment.dataset["orders_before"] == 0
+    assert record.ledger.success_rise == record.ledger.counts.acknowledged
+    shares = [replica.cpu_percent or 0.0 for replica in record.server.replicas]
+    assert len(shares) == 2
+    assert min(shares) > 0
+    [cpu] = [criterion.value for criterion in record.criteria if criterion.name == "cpu"]
+    assert cpu == max(shares)
+    assert "METRICS_URLS" not in " ".join(record.reasons)
+    said = capsys.readouterr().out
+    assert f"{record.target} (2 replicas)" in said
+    for replica in record.server.replicas:
+        assert not replica.url.startswith(record.target)
+        assert replica.url in said
+        for form in ("report.md", "report.html", "report.json", "summary.txt"):
+            assert replica.url in (directory / form).read_text()
     assert not _commands_with("order-bench-") or record.target not in str(_commands_with("order-bench-"))
 
 

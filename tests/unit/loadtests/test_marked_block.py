@@ -188,6 +188,7 @@ def planned(**changed: Any) -> Plan:
         pytest.param({}, {"planned_seconds": 120.0}, False, id="shorter"),
         pytest.param({}, {"users": 10}, False, id="fewer users"),
         pytest.param({}, {"model": "open"}, False, id="open model"),
+        pytest.param({"replicas": 1}, {}, False, id="fewer replicas"),
         pytest.param({"host": "http://shop"}, {}, False, id="a deployment"),
         pytest.param({"prometheus_url": "http://p"}, {}, False, id="what Prometheus scrapes"),
         pytest.param({"profile": STRESS}, {}, False, id="another load's length"),

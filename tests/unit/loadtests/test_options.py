@@ -43,7 +43,7 @@ def test_the_command_in_the_report_tells_all_but_the_dsn() -> None:
     }
     _, plan = parse(["normal", "--users", "9"], given)
     assert plan.command == "DURATION=2m METRICS_URLS='a, b' python -m loadtests normal --users 9"
-    assert plan.metrics_urls == ["a", "b"]
+    assert plan.metrics_urls == ["http://a", "http://b"]
     assert plan.dsn == "password=secret"
     for arguments in (["--dsn", "password=secret"], ["--dsn=password=secret"]):
         _, plan = parse(["normal", *arguments], {})
