@@ -35,8 +35,7 @@ from loadtests.machine import processes
 
 _WARM_UP_CONNECTIONS = 64  # enough to open every contestant's pool of 50
 
-# Pools of 50 each, of the server's 120: they fit because the service, which stores with one writer, keeps the ten
-# that its pool opens with.
+_MAX_CONNECTIONS = 360  # pools of 50 each, of which the service, four times, needs the ten that it opens with
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,13 @@ class Contestant:
     name: str
     module: str
     has_database: bool = True
+    replicas: int = 1  # of the service
 
 
 SERVICE = Contestant("service", "app")
 CONTESTANTS = (
     SERVICE,
+    Contestant("three_replicas", "app", replicas=3),
     Contestant("per_request", "loadtests.bench.peers.per_request"),
     Contestant("sqlalchemy_asyncpg", "loadtests.bench.peers.sqlalchemy_asyncpg"),
     Contestant("echo", "loadtests.bench.peers.echo", has_database=False),
@@ -125,7 +126,7 @@ def _run(
 ) -> list[Round]:
     steps = Steps(console, len(contestants) * (1 + len(loads) * rounds))
     with steps, processes.scratch_directory() as folder, contextlib.ExitStack() as stack:
-        postgres = stack.enter_context(processes.steady_postgres(folder))
+        postgres = stack.enter_context(processes.steady_postgres(folder, max_connections=_MAX_CONNECTIONS))
         running = []
         for contestant in contestants:
             steps.next(f"starting {contestant.name}")
@@ -154,7 +155,9 @@ def _started(contestant: Contestant, postgres: processes.Postgres, folder: Path)
     dsn = postgres.create_database(f"bench_{contestant.name}")
     with contextlib.ExitStack() as stack:
         if contestant.module == SERVICE.module:
-            server = stack.enter_context(processes.service(dsn, folder, name=contestant.name))
+            server = stack.enter_context(
+                processes.service(dsn, folder, name=contestant.name, replicas=contestant.replicas)
+            )
         else:
             port = processes.free_port()
             command = [sys.executable, "-m", contestant.module, "--port", str(port), "--dsn", dsn]
