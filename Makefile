@@ -27,14 +27,14 @@ test-slow: $(VENV)/.installed-dev ## the long proofs, those under real load, and
 	@$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --durations 10 $(ARGS)
 
 .PHONY: loadtest-normal loadtest-peak loadtest-stress
-loadtest-normal: ## 100 users for 30 minutes, and a verdict; DURATION=2m USERS= HOST= STRICT=1 override
+loadtest-normal: ## 100 users for 30 minutes, and a verdict; DURATION=2m USERS= REPLICAS= HOST= STRICT=1 override
 loadtest-peak: ## 500 users for 15 minutes
 loadtest-stress: ## 1,000 users for 10 minutes
 loadtest-normal loadtest-peak loadtest-stress: loadtest-%: $(VENV)/.installed-dev
 	@exec $(BIN)/python -m loadtests $* $(ARGS)
 
 .PHONY: monitor
-monitor: $(VENV)/.installed-dev ## Prometheus and Alertmanager beside `make run`, from Debian's packages (TARGETS=, PROMETHEUS_PORT=)
+monitor: $(VENV)/.installed-dev ## Prometheus and Alertmanager beside `make run`, from Debian's packages (REPLICAS=, TARGETS=, PROMETHEUS_PORT=)
 	@exec $(BIN)/python -m monitoring.local
 
 .PHONY: stack

@@ -4,6 +4,7 @@ It needs their binaries (Debian: `apt install prometheus prometheus-alertmanager
 rules and routes as compose.yaml does. Data and logs stay in .data/monitor.
 
     TARGETS            the replicas to scrape, host:port,...                     localhost:8000
+    REPLICAS           of `make run REPLICAS=3`, where TARGETS names none        1
     PROMETHEUS_PORT    where Prometheus listens, on loopback                     9090
     ALERTMANAGER_PORT  where Alertmanager listens, on loopback                   9093
     ALERT_WEBHOOK      a URL that is told of every alert that fires or resolves  none
@@ -26,6 +27,7 @@ from typing import Self
 import yaml  # type: ignore[import-untyped]  # it has no annotations of its own
 
 CONFIGURATION = Path(__file__).parent
+_SERVICE_PORT = 8000
 _READY_SECONDS = 30
 _END_SECONDS = 10
 _LOG_LINES = 5
@@ -202,13 +204,28 @@ def _port(environment: Mapping[str, str], name: str, default: int) -> int:
         raise MonitorError(f"{name}: {environment[name]!r} is not a port") from exc
 
 
+def _targets(environment: Mapping[str, str]) -> Sequence[str]:
+    """The replicas to scrape: those that are named, or the ports that `make run` gives to so many."""
+    if named := environment.get("TARGETS"):
+        return [target.strip() for target in named.split(",")]
+    count = environment.get("REPLICAS") or "1"
+    if not count.isdecimal() or int(count) < 1:
+        raise MonitorError(f"REPLICAS: {count!r} is not a number of at least 1")
+    first = _SERVICE_PORT + 1  # of the operations ports
+    return (
+        [f"localhost:{first + n}" for n in range(int(count))]
+        if int(count) > 1
+        else [f"localhost:{_SERVICE_PORT}"]
+    )
+
+
 def main(environment: Mapping[str, str]) -> int:
     """Run both until SIGINT, SIGTERM or SIGHUP; 0, or 1 after one line that says what was wrong."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
-    targets = [target.strip() for target in (environment.get("TARGETS") or "localhost:8000").split(",")]
     try:
+        targets = _targets(environment)
         with Monitor(
             Path(".data/monitor").resolve(),
             targets,
