@@ -204,7 +204,7 @@ def _port(environment: Mapping[str, str], name: str, default: int) -> int:
         raise MonitorError(f"{name}: {environment[name]!r} is not a port") from exc
 
 
-def _targets(environment: Mapping[str, str]) -> Sequence[str]:
+def targets_of(environment: Mapping[str, str]) -> Sequence[str]:
     """The replicas to scrape: those that are named, or the ports that `make run` gives to so many."""
     if named := environment.get("TARGETS"):
         return [target.strip() for target in named.split(",")]
@@ -225,7 +225,7 @@ def main(environment: Mapping[str, str]) -> int:
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
-        targets = _targets(environment)
+        targets = targets_of(environment)
         with Monitor(
             Path(".data/monitor").resolve(),
             targets,

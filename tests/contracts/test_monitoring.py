@@ -15,7 +15,7 @@ from app.embedded_postgres import EmbeddedPostgres
 from loadtests.service_side import plan_queries
 from monitoring import generate
 from monitoring.dashboards import DASHBOARDS, DATASOURCE_UID, Panel, acceptance_limits
-from monitoring.local import Monitor, MonitorError
+from monitoring.local import Monitor, MonitorError, targets_of
 from monitoring.rules import Rule, alerting_rules, metric_names, recording_rules
 from tests.support.order_api import new_database
 from tests.support.service_process import ServiceProcess
@@ -296,3 +296,24 @@ def drawn_limits(panel: dict[str, Any]) -> set[float]:
     values = {step["value"] for step in defaults["thresholds"]["steps"]} - {None}
     assert defaults["custom"]["thresholdsStyle"]["mode"] == ("line" if values else "off")
     return values
+
+
+@pytest.mark.parametrize(
+    ("environment", "targets"),
+    [
+        ({}, ["localhost:8000"]),
+        ({"REPLICAS": "1"}, ["localhost:8000"]),
+        ({"REPLICAS": "3"}, ["localhost:8001", "localhost:8002", "localhost:8003"]),
+        ({"REPLICAS": "3", "TARGETS": "a:1, b:2"}, ["a:1", "b:2"]),
+    ],
+    ids=["alone", "one", "three", "named"],
+)
+def test_make_monitor_scrapes_what_make_run_started(environment: dict[str, str], targets: list[str]) -> None:
+    """The ports of `make run`, and of `make run REPLICAS=3`, unless others are named."""
+    assert targets_of(environment) == targets
+
+
+def test_a_number_of_replicas_that_is_none() -> None:
+    """It is told by its variable's name."""
+    with pytest.raises(MonitorError, match="REPLICAS: 'x'"):
+        targets_of({"REPLICAS": "x"})

@@ -268,6 +268,20 @@ def test_second_run_says_how_to_join_the_first(checkout: Checkout) -> None:
     assert checkout.processes() == {}
 
 
+def test_replicas_on_one_port(checkout: Checkout) -> None:
+    """`make run REPLICAS=3`: a line for each, one database, and one Ctrl-C ends them all."""
+    run = checkout.make("run", "REPLICAS=3", f"PORT={free_port()}", "OPS_PORT=0")
+    url = run.url()
+    orders = [place_order(url) for _ in range(12)]
+    pages = re.findall(r"^replica \d on (\S+)   operations (\S+)", run.output, re.MULTILINE)
+    assert {api for api, _ in pages} == {url}
+    assert [httpx.get(f"{page}/readyz").status_code for _, page in pages] == [200] * 3
+    assert {status_of(url + order) for order in orders} == {200}
+    assert run.interrupt() in (0, 2)  # make's own, after Ctrl-C
+    assert not re.search(r"Traceback|\b(warning|error|critical)\b", run.output, re.IGNORECASE), run.output
+    assert checkout.processes() == {}
+
+
 async def test_memory_under_load(checkout: Checkout) -> None:
     """A service that takes 200 orders a second stays small."""
     run = checkout.make("run", f"PORT={free_port()}")

@@ -33,6 +33,7 @@ def test_a_lying_contestant_is_caught(tmp_path: Path, capfd: pytest.CaptureFixtu
     "name",
     [
         "service",
+        pytest.param("three_replicas", marks=pytest.mark.slow),
         pytest.param("per_request", marks=pytest.mark.slow),
         pytest.param("sqlalchemy_asyncpg", marks=pytest.mark.slow),
     ],

@@ -1,7 +1,7 @@
 """A load test that reads the service's side from a real Prometheus: all that it reads from `/metrics`, and the same."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -36,20 +36,23 @@ def service(tmp_path: Path, database_url: str) -> Iterator[processes.Server]:
         yield running
 
 
-@pytest.fixture
-def monitor(tmp_path: Path, service: processes.Server) -> Iterator[Monitor]:
+def monitor_of(directory: Path, pages: Sequence[str]) -> Monitor:
     """As `make monitor` starts it, with scrapes less far apart."""
-    ports = processes.free_port(), processes.free_port()
     monitor = Monitor(
-        tmp_path / "monitor",
-        [service.url.removeprefix("http://")],
-        prometheus_port=ports[0],
-        alertmanager_port=ports[1],
+        directory / "monitor",
+        [page.removeprefix("http://").removesuffix("/metrics") for page in pages],
+        prometheus_port=processes.free_port(),
+        alertmanager_port=processes.free_port(),
     )
     path = monitor.directory / "prometheus.yml"
     text = path.read_text().replace("scrape_interval: 5s", f"scrape_interval: {SCRAPE_SECONDS}s")
     path.write_text(text.replace("scrape_timeout: 4s", f"scrape_timeout: {SCRAPE_SECONDS}s"))
-    with monitor:
+    return monitor
+
+
+@pytest.fixture
+def monitor(tmp_path: Path, service: processes.Server) -> Iterator[Monitor]:
+    with monitor_of(tmp_path, service.metrics_urls) as monitor:
         yield monitor
 
 
@@ -111,3 +114,33 @@ def test_every_figure(
     assert "rate(db_connections_total" in text
     assert "## Client and Service" in text
     assert "order was read" in text
+
+
+def test_several_replicas(
+    tmp_path: Path,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """HOST says where to order, since metrics are elsewhere; each replica is read, and the busiest judged."""
+    clear_options(monkeypatch)
+    results = tmp_path / "results"
+    arguments = ["--users", "30", "--spawn-rate", "30", "--warm-up", "5", "--results", str(results)]
+    arguments += ["--duration", "10", "--acceptance", str(patient_acceptance(tmp_path))]
+    with (
+        processes.service(database_url, tmp_path, replicas=2) as service,
+        monitor_of(tmp_path, service.metrics_urls) as monitor,
+    ):
+        arguments += ["--prometheus-url", monitor.url]
+        assert command.main(["peak", *arguments]) == 2
+        assert "HOST must say" in capsys.readouterr().err
+        exit_code = command.main(["peak", *arguments, "--host", service.url, "--dsn", database_url])
+        pages = {url.removeprefix("http://").removesuffix("/metrics") for url in service.metrics_urls}
+    [directory] = results.glob("*/report.json")
+    record = RunRecord.from_json(directory.read_bytes())
+    assert exit_code == record.exit_code
+    assert not [check for check in record.checks if check.verdict == "BREACH"], record.reasons
+    assert {replica.url for replica in record.server.replicas} == pages
+    assert record.ledger.success_rise == record.ledger.counts.acknowledged
+    [cpu] = [criterion.value for criterion in record.criteria if criterion.name == "cpu"]
+    assert cpu == max(replica.cpu_percent or 0.0 for replica in record.server.replicas) > 0
