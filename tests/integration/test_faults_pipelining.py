@@ -102,7 +102,7 @@ async def test_what_was_sent_ahead_of_a_malformed_request_is_answered() -> None:
 async def test_a_hundred_connections_that_send_ahead_take_no_memory(
     start_service: Callable[..., ServiceProcess],
 ) -> None:
-    """100 times 256 KiB of small GETs, and more behind them: memory stays flat, and /livez answers as before."""
+    """100 times 256 KiB of small GETs, and more behind them: memory stays flat, and /livez is answered meanwhile."""
     service = await asyncio.to_thread(start_service, LOG_LEVEL="warning", CONNECTION_MAX_AGE_SECONDS=600)
     address = urlsplit(service.url)
     before = service.metric("process_resident_memory_bytes")
@@ -135,4 +135,5 @@ async def test_a_hundred_connections_that_send_ahead_take_no_memory(
         await asyncio.gather(*floods, return_exceptions=True)
     grown = await asyncio.to_thread(service.metric, "process_resident_memory_bytes") - before
     assert grown < 160 * _MIB, f"{grown / _MIB:.0f} MiB more"
-    assert max(took) < 1.0, f"{max(took):.2f} s"
+    # One that waited for all that was sent ahead would be the only one.
+    assert len(took) >= 5, took

@@ -23,7 +23,8 @@ def test_each_order_costs_more(tmp_path: Path, database_url: str) -> None:
     ):
         before = cpu_seconds(client)
         assert client.post("/orders", json=ORDER).status_code == 201
-        assert cpu_seconds(client) - before >= SLOWER_BY_SECONDS
+        # The kernel counts in hundredths.
+        assert cpu_seconds(client) - before >= SLOWER_BY_SECONDS - 0.02
         start = time.perf_counter()
         assert client.get("/products/SKU-0001").status_code == 200
         assert time.perf_counter() - start < SLOWER_BY_SECONDS

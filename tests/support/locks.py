@@ -17,8 +17,8 @@ _SELECT_WAITING = """
 """
 
 _HOLD_COMMITS = """
-    CREATE TABLE held_commits ();
-    CREATE FUNCTION wait_while_held() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE TABLE IF NOT EXISTS held_commits ();
+    CREATE OR REPLACE FUNCTION wait_while_held() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         WHILE EXISTS (SELECT FROM held_commits) LOOP
             PERFORM pg_sleep(0.02);
@@ -26,7 +26,8 @@ _HOLD_COMMITS = """
         RETURN NULL;
     END;
     $$;
-    CREATE TRIGGER held_commits BEFORE INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION wait_while_held();
+    CREATE OR REPLACE TRIGGER held_commits
+        BEFORE INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION wait_while_held();
     INSERT INTO held_commits DEFAULT VALUES;
 """
 

@@ -33,7 +33,7 @@ async def main() -> None:
         raise RuntimeError("something of ours still stands in for a library")
     if server.started:
         host, port = listener.getsockname()
-        sys.stderr.write(f"order service on http://{host}:{port}\n")
+        sys.stderr.write(f"order service on http://{host}:{port}   uvicorn\n")
     await serving
 
 
