@@ -57,11 +57,12 @@ def _run(options: argparse.Namespace) -> int:
     settings = Settings.load()
     if options.command == "migrate":
         return asyncio.run(_migrate(settings))
-    logs.configure(settings.log_level, settings.log_format)
+    several = options.command == replicas.COMMAND or (options.command == "serve" and options.replicas > 1)
+    logs.configure(settings.log_level, settings.log_format, shared=several)
     raise_open_files_limit()
     if options.command == replicas.COMMAND:
         return _serve(settings, replicas.Inheritance.of(options.descriptors))
-    if options.command == "serve" and options.replicas > 1:
+    if several:
         return asyncio.run(replicas.serve_replicas(settings, options.replicas))
     return _serve(settings)
 

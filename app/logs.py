@@ -35,7 +35,9 @@ _FLUSH_TIMEOUT_SECONDS = 1.0
 _STDOUT = 1 if sys.__stdout__ is not None else -1
 
 
-def configure(level: str = "info", log_format: Literal["auto", "console", "json"] = "auto") -> None:
+def configure(
+    level: str = "info", log_format: Literal["auto", "console", "json"] = "auto", *, shared: bool = False
+) -> None:
     """Send what structlog, `logging` and `warnings` report to stdout, from now on and until the process ends.
 
     Loggers made before pick it up, unless they were used after an earlier call: call it once, at the start.
@@ -43,6 +45,7 @@ def configure(level: str = "info", log_format: Literal["auto", "console", "json"
     Args:
         level: the least level that is reported, in lower case.
         log_format: `auto` is `console` where stdout is a terminal, `json` elsewhere.
+        shared: other processes write to the same stdout, so that a pipe must get whole lines.
     """
     on_terminal = os.isatty(_STDOUT)
     processors = JSON_LINE
@@ -56,7 +59,7 @@ def configure(level: str = "info", log_format: Literal["auto", "console", "json"
     )
     logging.basicConfig(handlers=[_StandardHandler(processors)], level=level.upper(), force=True)
     logging.captureWarnings(True)  # noqa: FBT003 -- the library's signature
-    _stdout.start()
+    _stdout.start(max_bytes=select.PIPE_BUF if shared else None)
 
 
 def flush(timeout_seconds: float = _FLUSH_TIMEOUT_SECONDS) -> bool:
@@ -74,10 +77,16 @@ class LineWriter:
         self._flushes: deque[threading.Event] = deque()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._max_bytes: int | None = None
 
-    def start(self) -> None:
-        """Start writing; the second call does nothing."""
+    def start(self, *, max_bytes: int | None = None) -> None:
+        """Start writing; the second call does nothing.
+
+        Args:
+            max_bytes: of one write, unless a single line is longer: a pipe keeps what is within PIPE_BUF together.
+        """
         if self._thread is None:
+            self._max_bytes = max_bytes
             self._thread = threading.Thread(target=self._write_forever, name="log-writer", daemon=True)
             self._thread.start()
             atexit.register(self.flush, _FLUSH_TIMEOUT_SECONDS)
@@ -104,10 +113,20 @@ class LineWriter:
             self._wake.clear()
             waiting = [self._flushes.popleft() for _ in range(len(self._flushes))]
             while self._lines:
-                count = min(len(self._lines), _LINES_PER_WRITE)
-                self._write([self._lines.popleft() for _ in range(count)])
+                self._write(self._next_lines())
             for done in waiting:
                 done.set()
+
+    def _next_lines(self) -> list[bytes]:
+        """Take the lines of the next write from the queue."""
+        if self._max_bytes is None:
+            return [self._lines.popleft() for _ in range(min(len(self._lines), _LINES_PER_WRITE))]
+        taken = [self._lines.popleft()]
+        size = len(taken[0])
+        while self._lines and size + len(self._lines[0]) <= self._max_bytes:
+            taken.append(self._lines.popleft())
+            size += len(taken[-1])
+        return taken
 
     def _write(self, lines: list[bytes]) -> None:
         """Write *lines*, waiting for a slow reader; without a reader, or on a full disk, count them as dropped."""

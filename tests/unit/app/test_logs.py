@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -400,3 +401,20 @@ def test_full_queue() -> None:
         lines.put(b"%d\n" % number)
     assert dropped_lines() - before == 3
     assert not lines.flush(0)
+
+
+def test_processes_that_share_a_pipe() -> None:
+    """A line of one is never torn by a line of another, however many each writes at once."""
+    script = """
+logs.configure("info", "json", shared=True)
+for number in range(2000):
+    log.info("a_line", number=number, text="x" * (number % 300))
+logs.flush(60)
+"""
+    reader, writer = os.pipe()
+    writing = [start(script, stdout=writer) for _ in range(3)]
+    os.close(writer)
+    with os.fdopen(reader, "rb") as read:
+        lines = [json.loads(line) for line in read]
+    assert [process.wait(60) for process in writing] == [0, 0, 0]
+    assert Counter(line["number"] for line in lines) == dict.fromkeys(range(2000), 3)
