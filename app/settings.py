@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 # At the end: how long requests in progress may take at least. With the other steps of a shutdown it fits into the 30 s
 # that Kubernetes gives by default.
 SHUTDOWN_GRACE_SECONDS = 15.0
+OPERATIONS_GRACE_SECONDS = 1.0  # after that, for the last probes and scrapes
 TERMINATION_GRACE_PERIOD_SECONDS = 30.0
 
 AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
@@ -166,7 +167,7 @@ class Settings(BaseSettings):
 
     @property
     def longest_shutdown_seconds(self) -> float:
-        """The sum of what bounds each step of a shutdown: drain, requests in progress, queued orders, pool.
+        """The sum of what bounds each step of a shutdown: drain, requests in progress, queued orders, pool, probes.
 
         The embedded PostgreSQL takes its own time after that.
         """
@@ -175,6 +176,7 @@ class Settings(BaseSettings):
             + self.shutdown_grace_seconds
             + self.request_deadline_seconds
             + self.db_statement_timeout_seconds
+            + (0 if self.ops_port is None else OPERATIONS_GRACE_SECONDS)
         )
 
     @cached_property

@@ -26,11 +26,10 @@ from uvicorn.server import ServerState
 
 from app.background import keep_running
 from app.server.protocol import Connections, LimitedHttpProtocol, Limits
-from app.settings import SHUTDOWN_GRACE_SECONDS, SettingsError, addresses_of
+from app.settings import OPERATIONS_GRACE_SECONDS, SHUTDOWN_GRACE_SECONDS, SettingsError, addresses_of
 
 _BACKLOG = 2048  # the kernel caps it at net.core.somaxconn
 _POLL_SECONDS = 0.02
-_OPERATIONS_GRACE_SECONDS = 1.0  # for the last probes and scrapes
 
 _Result = TypeVar("_Result")
 
@@ -131,7 +130,7 @@ async def serve(
                 finished = await server.finish(grace_seconds)
                 await lifespan.shutdown()
                 for each in servers[1:]:
-                    await each.finish(_OPERATIONS_GRACE_SECONDS)
+                    await each.finish(OPERATIONS_GRACE_SECONDS)
         finally:
             await lifespan.shutdown()
     return 0 if finished else 1
