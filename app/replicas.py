@@ -195,7 +195,11 @@ async def _keep(
     failures = 0
     while True:
         began_at = time.monotonic()
-        status = await _live(replica, environment, settings)
+        try:
+            status = await _live(replica, environment, settings)
+        except OSError as exc:  # no memory for a process, no descriptor: the others serve on
+            _log.error("replica_start_failed", replica=replica.number, reason=str(exc))
+            status = 1
         lived_seconds = time.monotonic() - began_at
         if ending.is_set() or not replica.came_up.is_set():
             return status

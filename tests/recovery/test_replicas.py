@@ -19,7 +19,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app import replicas
 from app.embedded_postgres import EmbeddedPostgres
+from app.settings import Settings
 from tests.support.ledger import Ledger
 from tests.support.order_api import execute
 from tests.support.order_client import Attempt, OrderClient, OrderRequest
@@ -109,19 +111,19 @@ def successes(operations_url: str) -> float:
 async def test_one_port_and_metrics_of_each(start_replicas: Start) -> None:
     """One line for each replica; all take orders at the one port, and each tells of its own."""
     service = await asyncio.to_thread(start_replicas)
-    replicas = service.replicas
-    assert sorted(replicas) == [1, 2, 3]
-    assert {replica.url for replica in replicas.values()} == {service.url}
-    assert len({replica.operations_url for replica in replicas.values()}) == COUNT
+    each = service.replicas
+    assert sorted(each) == [1, 2, 3]
+    assert {replica.url for replica in each.values()} == {service.url}
+    assert len({replica.operations_url for replica in each.values()}) == COUNT
     async with OrderClient(service.url, headers={"Connection": "close"}) as client:
         for _ in range(60):
             await client.place(OrderRequest.keyed(("SKU-0001", 1)))
         assert (await client.send("GET", "/metrics")).status == 404
-    counted = [successes(replica.operations_url) for replica in replicas.values()]
+    counted = [successes(replica.operations_url) for replica in each.values()]
     assert sum(counted) == 60
     assert min(counted) > 0
     assert service.terminate() == 0
-    assert not any(alive(replica.pid) for replica in replicas.values())
+    assert not any(alive(replica.pid) for replica in each.values())
 
 
 async def test_a_postgres_of_their_own(start_replicas: Start) -> None:
@@ -269,6 +271,7 @@ async def test_a_second_signal_ends_all_at_once(start_replicas: Start) -> None:
     await until(lambda: not any(map(alive, pids)), 5)
 
 
+@pytest.mark.slow
 async def test_a_replica_that_cannot_start_is_tried_less_and_less_often(
     own_postgres: EmbeddedPostgres, start_replicas: Start
 ) -> None:
@@ -291,6 +294,21 @@ async def test_a_replica_that_cannot_start_is_tried_less_and_less_often(
     execute(own_postgres.dsn, rename.format("hidden", "schema_migrations"))
     await until(lambda: service.replicas[1].pid != first.pid, 20)
     assert service.terminate() == 0
+
+
+async def test_a_process_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps one replica from being started ends neither the others nor the trying."""
+    settings, ending = Settings.load(port=0), asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        replica, _ = replicas._bind(settings, 2, stack)
+        replica.came_up.set()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/no/such/program")
+            keeper = asyncio.create_task(replicas._keep(replica, {}, settings, ending))
+            await asyncio.sleep(0.2)
+            assert not keeper.done()
+        ending.set()
+        assert await keeper == 1
 
 
 def refused(arguments: Sequence[str], **settings: object) -> str:
