@@ -151,7 +151,7 @@ RETRY_OUTCOMES = ("success", "failure", "budget_exhausted")
 
 # --- the pool ------------------------------------------------------------------------------------------------
 # Read by: the plan's connection query, the acceptance criterion on pool use, ConnectionPoolNearLimit,
-# ConnectionPoolExhausted; every dashboard. CpuUsage and MemoryUsage take what has a pool for an order service.
+# ConnectionPoolExhausted; every dashboard. All rules and dashboards take what has a pool for an order service.
 DB_CONNECTIONS = Counter(
     "db_connections_total", "Connections to the database, by how opening them ended.", ["outcome"]
 )
@@ -165,7 +165,7 @@ DB_POOL_WAIT_SECONDS = Histogram(
 )
 
 # --- the process ---------------------------------------------------------------------------------------------
-# Read by: EventLoopLag; dashboard "Resilience and saturation".
+# Read by: EventLoopLag, ReplicaFreezes; dashboard "Resilience and saturation".
 EVENT_LOOP_LAG_SECONDS = Gauge(
     "event_loop_lag_seconds", "The most that a timer of the event loop was late, of the last 15 s."
 )

@@ -5,6 +5,8 @@ rules and routes as compose.yaml does. Data and logs stay in .data/monitor.
 
     TARGETS            the replicas to scrape, host:port,...                     localhost:8000
     REPLICAS           of `make run REPLICAS=3`, where TARGETS names none        1
+    POSTGRES_EXPORTER  a prometheus-postgres-exporter to scrape, host:port       none
+    NODE_EXPORTER      a prometheus-node-exporter to scrape, host:port           none
     PROMETHEUS_PORT    where Prometheus listens, on loopback                     9090
     ALERTMANAGER_PORT  where Alertmanager listens, on loopback                   9093
     ALERT_WEBHOOK      a URL that is told of every alert that fires or resolves  none
@@ -26,8 +28,11 @@ from typing import Self
 
 import yaml  # type: ignore[import-untyped]  # it has no annotations of its own
 
+from monitoring.rules import expect_replicas
+
 CONFIGURATION = Path(__file__).parent
 _SERVICE_PORT = 8000
+LOAD_TEST = "127.0.0.1:9646"  # where a load test tells that it runs; silent when none does
 _READY_SECONDS = 30
 _END_SECONDS = 10
 _LOG_LINES = 5
@@ -79,10 +84,18 @@ class Monitor:
             ignore=shutil.ignore_patterns("targets"),
         )
         (directory / "targets").mkdir(exist_ok=True)
+        path = directory / "prometheus.yml"
+        configuration = yaml.safe_load(path.read_text())
+        for job in configuration["scrape_configs"]:
+            job.pop("dns_sd_configs", None)
+        path.write_text(yaml.safe_dump(configuration, sort_keys=False))
+        expect_replicas(directory / "rules", len(targets))
         self.scrape("order-service", targets)
         self.scrape("prometheus", [f"127.0.0.1:{prometheus_port}"])
         self.scrape("alertmanager", [f"127.0.0.1:{alertmanager_port}"])
-        self.scrape("postgres", [])
+        self.scrape("loadtest", [LOAD_TEST])
+        for exporter in ("postgres", "node"):
+            self.scrape(exporter, [])
         routes = yaml.safe_load((CONFIGURATION / "alertmanager" / "alertmanager.yml").read_text())
         if webhook:
             for receiver in routes["receivers"]:
@@ -117,7 +130,7 @@ class Monitor:
                 "prometheus",
                 f"--config.file={self.directory / 'prometheus.yml'}",
                 f"--storage.tsdb.path={self.directory / 'tsdb'}",
-                "--storage.tsdb.retention.time=7d",
+                "--storage.tsdb.retention.time=15d",
                 f"--web.listen-address=127.0.0.1:{prometheus}",
                 "--web.enable-lifecycle",  # POST /-/reload, the plan's first step before a test
             )
@@ -233,6 +246,9 @@ def main(environment: Mapping[str, str]) -> int:
             alertmanager_port=_port(environment, "ALERTMANAGER_PORT", 9093),
             webhook=environment.get("ALERT_WEBHOOK") or None,
         ) as monitor:
+            for exporter in ("postgres", "node"):
+                if target := environment.get(f"{exporter.upper()}_EXPORTER"):
+                    monitor.scrape(exporter, [target])
             sys.stderr.write(
                 f"Prometheus on {monitor.url}   Alertmanager on {monitor.alertmanager_url}   "
                 f"scraping {', '.join(targets)}   data in {monitor.directory}   Ctrl-C ends both\n"

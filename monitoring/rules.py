@@ -1,5 +1,6 @@
 """The rules as Prometheus reads them, for what is generated from them and for the tests."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,22 @@ class Rule:
 
 
 def recording_rules() -> Sequence[Rule]:
-    """Those of recording.yml, in their order."""
-    return _read("recording.yml", "record")
+    """Those of recording.yml and expected.yml, in their order."""
+    return [*_read("recording.yml", "record"), *_read("expected.yml", "record")]
 
 
 def alerting_rules() -> Sequence[Rule]:
     """Those of alerts.yml, in their order."""
     return _read("alerts.yml", "alert")
+
+
+def expect_replicas(rules: Path, number: int) -> None:
+    """Let the copy of the rules in *rules* expect *number* replicas at the least."""
+    path = rules / "expected.yml"
+    text, found = re.subn(r"(?<=max1d \* 0 \+ )\d+$", str(number), path.read_text(), flags=re.MULTILINE)
+    if found != 1:
+        raise ValueError(f"{path} does not say how many replicas are expected")
+    path.write_text(text)
 
 
 def metric_names(promql: str) -> set[str]:
