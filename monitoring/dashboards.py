@@ -1,16 +1,22 @@
 """The Grafana dashboards, as tables of panels; `python -m monitoring.generate` writes them as JSON.
 
 Every panel has a unit and a description. A panel that shows what the load test judges has the limit of
-loadtests/acceptance.toml drawn as a line. The windows are a minute, as in the performance test plan.
+loadtests/acceptance.toml drawn as a line; a limit of each profile, that of the profile which runs, or is chosen.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DATASOURCE_UID = "prometheus"  # provisioning/datasources/prometheus.yml gives it
+DATASOURCE_UID = "${datasource}"  # the first variable; provisioned is the one of provisioning/datasources
+# Whose series: of all targets that export an order service's metrics, those that the variables choose.
+_OURS = 'namespace=~"$namespace",job=~"$job",pod=~"$pod"'
+_REPLICA = "{{pod}} {{instance}}"
+_BY_REPLICA = "namespace, job, pod, instance"
+_OF_REPLICAS = f" and on ({_BY_REPLICA}) pod:order_replicas:info"  # every program has a CPU and a memory
 ACCEPTANCE = Path(__file__).parents[1] / "loadtests" / "acceptance.toml"
 
 _COLUMNS = 24
@@ -21,13 +27,21 @@ _PER_SECOND = "suffix: /s"
 
 @dataclass(frozen=True)
 class Panel:
-    """A graph of *queries* (legend, PromQL); *criterion* names the acceptance limit to draw."""
+    """A graph; *criterion* names the acceptance limit to draw. A heatmap has one query, by `le`."""
 
     title: str
     description: str
     unit: str  # https://github.com/grafana/grafana/blob/main/packages/grafana-data/src/valueFormats/categories.ts
-    queries: Sequence[tuple[str, str]]
+    asked: Sequence[tuple[str, str]]  # legend, PromQL; `{ours` stands for the matchers of the variables
     criterion: str | None = None
+    kind: str = "timeseries"
+
+    @property
+    def queries(self) -> Sequence[tuple[str, str]]:
+        """Each legend, and its PromQL."""
+        return [
+            (legend, re.sub(r"(?<=\{)ours(?=[,}])", lambda _: _OURS, expr)) for legend, expr in self.asked
+        ]
 
 
 @dataclass(frozen=True)
@@ -54,52 +68,55 @@ class Dashboard:
 
 
 def _quantiles(metric: str, matcher: str = "") -> Sequence[tuple[str, str]]:
-    buckets = f"sum by (le) (rate({metric}_bucket{matcher}[1m]))"
+    buckets = f"sum by (le) (rate({metric}_bucket{{ours{matcher}}}[$__rate_interval]))"
     return [(f"p{q * 100:g}", f"histogram_quantile({q}, {buckets})") for q in (0.5, 0.95, 0.99)]
 
 
 def _stage(stage: str, description: str) -> Panel:
-    return Panel(
-        f"Time in {stage}", description, "s", _quantiles("order_stage_seconds", f'{{stage="{stage}"}}')
-    )
+    return Panel(f"Time in {stage}", description, "s", _quantiles("order_stage_seconds", f',stage="{stage}"'))
 
 
 _POOL = Panel(
     "Connection pool",
     "Share of the connections that are lent, per replica. At 100 % requests wait, then are refused.",
-    "percent",
-    [("{{instance}}", "instance:db_pool:percent")],
+    "percentunit",
+    [
+        (
+            _REPLICA,
+            f"sum by ({_BY_REPLICA}) (db_pool_in_use{{ours}}) / sum by ({_BY_REPLICA}) (db_pool_max{{ours}})",
+        )
+    ],
     "pool",
 )
 _ERROR_TYPES = Panel(
     "Errors by type",
     "Orders that failed through our fault, by error_type: where to look first.",
     _ORDERS_PER_SECOND,
-    [("{{error_type}}", "sum by (error_type) (job_error_type:orders:error_rate_1m)")],
+    [("{{error_type}}", 'sum by (error_type) (rate(orders_total{ours,status="error"}[$__rate_interval]))')],
 )
 _OUTCOMES = Panel(
     "Orders by outcome",
     "Orders asked for: success, replayed (an idempotent repeat), rejected (the client's fault), error (ours).",
     _ORDERS_PER_SECOND,
-    [("{{status}}", "sum by (status) (rate(orders_total[1m]))")],
+    [("{{status}}", "sum by (status) (rate(orders_total{ours}[$__rate_interval]))")],
 )
 _SHED = Panel(
     "Shed",
     "Orders and other requests that were refused to protect the rest, by where: admission, queue, pool.",
     _PER_SECOND,
-    [("{{reason}}", "sum by (reason) (rate(requests_shed_total[1m]))")],
+    [("{{reason}}", "sum by (reason) (rate(requests_shed_total{ours}[$__rate_interval]))")],
 )
 _IN_FLIGHT = Panel(
     "In flight",
     "Orders and other requests that are admitted and not yet answered, per replica; MAX_IN_FLIGHT (2000) is the most.",
     "short",
-    [("{{instance}}", "requests_in_flight")],
+    [(_REPLICA, "requests_in_flight{ours}")],
 )
 _QUEUE_DEPTH = Panel(
     "Batch queue",
     "Orders that wait for their batch to start, per replica.",
     "short",
-    [("{{instance}}", "order_batch_queue_depth")],
+    [(_REPLICA, "order_batch_queue_depth{ours}")],
 )
 _POOL_WAIT = Panel(
     "Wait for a connection",
@@ -120,7 +137,12 @@ ORDER_PATH = Dashboard(
                     "Requests",
                     "HTTP requests answered, by route.",
                     "reqps",
-                    [("{{method}} {{route}}", "sum by (method, route) (rate(http_requests_total[1m]))")],
+                    [
+                        (
+                            "{{method}} {{route}}",
+                            "sum by (method, route) (rate(http_requests_total{ours}[$__rate_interval]))",
+                        )
+                    ],
                 ),
                 Panel(
                     "Request time",
@@ -129,7 +151,10 @@ ORDER_PATH = Dashboard(
                     [
                         (
                             "{{route}}",
-                            "histogram_quantile(0.95, sum by (route, le) (rate(http_request_seconds_bucket[1m])))",
+                            (
+                                "histogram_quantile(0.95, sum by (route, le) "
+                                "(rate(http_request_seconds_bucket{ours}[$__rate_interval])))"
+                            ),
                         )
                     ],
                 ),
@@ -147,7 +172,12 @@ ORDER_PATH = Dashboard(
                     "Cache look-ups",
                     "stale: the database was away; coalesced: another's load was joined.",
                     _PER_SECOND,
-                    [("{{cache}} {{result}}", "sum by (cache, result) (rate(cache_requests_total[1m]))")],
+                    [
+                        (
+                            "{{cache}} {{result}}",
+                            "sum by (cache, result) (rate(cache_requests_total{ours}[$__rate_interval]))",
+                        )
+                    ],
                 ),
             ],
         ),
@@ -166,7 +196,10 @@ ORDER_PATH = Dashboard(
                     [
                         (
                             "mean",
-                            "sum(rate(order_batch_size_sum[1m])) / sum(rate(order_batch_size_count[1m]))",
+                            (
+                                "sum(rate(order_batch_size_sum{ours}[$__rate_interval]))"
+                                " / sum(rate(order_batch_size_count{ours}[$__rate_interval]))"
+                            ),
                         )
                     ],
                 ),
@@ -198,16 +231,24 @@ LOAD_TEST = Dashboard(
             [
                 Panel(
                     "Throughput",
-                    "Orders stored. The lines are the plan's rates: normal, peak, stress.",
+                    "Orders stored. The line is the plan's rate for the profile that runs, or that is chosen above.",
                     _ORDERS_PER_SECOND,
-                    [("stored", 'sum(rate(orders_total{status="success"}[1m]))')],
+                    [("stored", 'sum(rate(orders_total{ours,status="success"}[$__rate_interval]))')],
                     "throughput",
                 ),
                 Panel(
                     "Error rate",
                     "Share of the orders that failed through our fault.",
-                    "percent",
-                    [("{{job}}", "job:orders:error_percent_1m")],
+                    "percentunit",
+                    [
+                        (
+                            "{{job}}",
+                            (
+                                'sum by (namespace, job) (rate(orders_total{ours,status="error"}[$__rate_interval]))'
+                                " / sum by (namespace, job) (rate(orders_total{ours}[$__rate_interval]))"
+                            ),
+                        )
+                    ],
                     "error_rate",
                 ),
                 _OUTCOMES,
@@ -221,22 +262,64 @@ LOAD_TEST = Dashboard(
                     "95th percentile",
                     "Processing time that 95 % of the orders stay below.",
                     "s",
-                    [("{{job}}", "job:order_processing_seconds:p95_1m")],
+                    [
+                        (
+                            "{{job}}",
+                            (
+                                "histogram_quantile(0.95, sum by (namespace, job, le) "
+                                "(rate(order_processing_seconds_bucket{ours}[$__rate_interval])))"
+                            ),
+                        )
+                    ],
                     "latency_p95",
                 ),
                 Panel(
                     "99th percentile",
                     "Processing time that 99 % of the orders stay below.",
                     "s",
-                    [("{{job}}", "job:order_processing_seconds:p99_1m")],
+                    [
+                        (
+                            "{{job}}",
+                            (
+                                "histogram_quantile(0.99, sum by (namespace, job, le) "
+                                "(rate(order_processing_seconds_bucket{ours}[$__rate_interval])))"
+                            ),
+                        )
+                    ],
                     "latency_p99",
                 ),
                 Panel(
                     "Average",
                     "Mean processing time of an order.",
                     "s",
-                    [("{{job}}", "job:order_processing_seconds:mean_1m")],
+                    [
+                        (
+                            "{{job}}",
+                            (
+                                "sum by (namespace, job) (rate(order_processing_seconds_sum{ours}[$__rate_interval]))"
+                                " / sum by (namespace, job) "
+                                "(rate(order_processing_seconds_count{ours}[$__rate_interval]))"
+                            ),
+                        )
+                    ],
                     "latency_mean",
+                ),
+            ],
+        ),
+        Row(
+            "Latencies",
+            [
+                Panel(
+                    "Orders by processing time",
+                    "How many orders took how long: two humps, or a few that are far off, are in no percentile.",
+                    "s",
+                    [
+                        (
+                            "{{le}}",
+                            "sum by (le) (increase(order_processing_seconds_bucket{ours}[$__rate_interval]))",
+                        )
+                    ],
+                    kind="heatmap",
                 ),
             ],
         ),
@@ -245,16 +328,28 @@ LOAD_TEST = Dashboard(
             [
                 Panel(
                     "CPU",
-                    "Share of one core, per replica. One process runs Python on one core at a time.",
-                    "percent",
-                    [("{{instance}}", "instance:process_cpu:percent_1m")],
+                    "Share of one core, per replica; Python has one. The autoscaler aims at the line, too.",
+                    "percentunit",
+                    [
+                        (
+                            _REPLICA,
+                            f"sum by ({_BY_REPLICA}) (rate(process_cpu_seconds_total{{ours}}[$__rate_interval]))"
+                            + _OF_REPLICAS,
+                        )
+                    ],
                     "cpu",
                 ),
                 Panel(
                     "Memory",
                     "Resident memory as a share of 2 GiB, per replica.",
-                    "percent",
-                    [("{{instance}}", "instance:process_memory:percent")],
+                    "percentunit",
+                    [
+                        (
+                            _REPLICA,
+                            f"sum by ({_BY_REPLICA}) (process_resident_memory_bytes{{ours}}) / (2 * 1024 ^ 3)"
+                            + _OF_REPLICAS,
+                        )
+                    ],
                     "memory",
                 ),
                 _POOL,
@@ -262,7 +357,7 @@ LOAD_TEST = Dashboard(
                     "New connections",
                     "Connections to the database that were opened, or failed to open.",
                     _PER_SECOND,
-                    [("{{instance}} {{outcome}}", "rate(db_connections_total[1m])")],
+                    [(_REPLICA + " {{outcome}}", "rate(db_connections_total{ours}[$__rate_interval])")],
                 ),
             ],
         ),
@@ -273,21 +368,42 @@ LOAD_TEST = Dashboard(
                     "Critical alerts",
                     "Alerts of severity critical that fire now; one during a run fails it.",
                     "short",
-                    [("critical", 'count(ALERTS{alertstate="firing",severity="critical"}) or vector(0)')],
+                    [
+                        (
+                            "critical",
+                            (
+                                'count(ALERTS{alertstate="firing",severity="critical",namespace=~"$namespace"})'
+                                " or vector(0)"
+                            ),
+                        )
+                    ],
                     "critical_alerts",
                 ),
                 Panel(
                     "Warnings",
                     "Alerts of severity warning that fire now; the report counts all that fired during the run.",
                     "short",
-                    [("warning", 'count(ALERTS{alertstate="firing",severity="warning"}) or vector(0)')],
+                    [
+                        (
+                            "warning",
+                            (
+                                'count(ALERTS{alertstate="firing",severity="warning",namespace=~"$namespace"})'
+                                " or vector(0)"
+                            ),
+                        )
+                    ],
                     "warning_alerts",
                 ),
                 Panel(
                     "Critical errors",
                     "Orders that met a defect of the service in the last minute.",
                     "short",
-                    [("internal", 'sum(increase(orders_total{error_type="internal"}[1m]))')],
+                    [
+                        (
+                            "internal",
+                            'sum(increase(orders_total{ours,error_type="internal"}[$__rate_interval]))',
+                        )
+                    ],
                     "critical_errors",
                 ),
             ],
@@ -308,7 +424,7 @@ RESILIENCE = Dashboard(
                     "0 closed, 1 half-open, 2 open: while postgres is not closed orders are refused at once, "
                     "while postgres_reads is not, reads.",
                     "short",
-                    [("{{instance}} {{breaker}}", "circuit_breaker_state")],
+                    [(_REPLICA + " {{breaker}}", "circuit_breaker_state{ours}")],
                 ),
                 Panel(
                     "Breaker transitions",
@@ -316,8 +432,8 @@ RESILIENCE = Dashboard(
                     "short",
                     [
                         (
-                            "{{to}}",
-                            "sum by (to) (increase(circuit_breaker_transitions_total[5m])) or vector(0)",
+                            "{{breaker}} {{to}}",
+                            "sum by (breaker, to) (increase(circuit_breaker_transitions_total{ours}[5m])) or vector(0)",
                         )
                     ],
                 ),
@@ -328,7 +444,7 @@ RESILIENCE = Dashboard(
                     [
                         (
                             "{{operation}} {{outcome}}",
-                            "sum by (operation, outcome) (rate(retries_total[1m])) or vector(0)",
+                            "sum by (operation, outcome) (rate(retries_total{ours}[$__rate_interval])) or vector(0)",
                         )
                     ],
                 ),
@@ -336,7 +452,7 @@ RESILIENCE = Dashboard(
                     "Connections",
                     "Connections that are open, per replica, and the most there can be.",
                     "short",
-                    [("{{instance}} open", "db_pool_size"), ("{{instance}} most", "db_pool_max")],
+                    [(_REPLICA + " open", "db_pool_size{ours}"), (_REPLICA + " most", "db_pool_max{ours}")],
                 ),
             ],
         ),
@@ -352,16 +468,17 @@ RESILIENCE = Dashboard(
                     "Event loop lag",
                     "The longest delay of a timer in the last 15 s: for so long the loop answered nobody.",
                     "s",
-                    [("{{instance}}", "event_loop_lag_seconds")],
+                    [(_REPLICA, "event_loop_lag_seconds{ours}")],
                 ),
                 Panel(
                     "Open files",
                     "File descriptors in use, as a share of the process's limit; each client connection is one.",
-                    "percent",
+                    "percentunit",
                     [
                         (
-                            "{{instance}}",
-                            "process_open_fds / process_max_fds * 100 and on (job, instance) db_pool_max",
+                            _REPLICA,
+                            f"sum by ({_BY_REPLICA}) (process_open_fds{{ours}})"
+                            f" / sum by ({_BY_REPLICA}) (process_max_fds{{ours}})" + _OF_REPLICAS,
                         )
                     ],
                 ),
@@ -369,13 +486,13 @@ RESILIENCE = Dashboard(
                     "Log lines dropped",
                     "Lines that were dropped because whatever reads the log could not keep up.",
                     _PER_SECOND,
-                    [("{{instance}}", "rate(log_lines_dropped_total[1m])")],
+                    [(_REPLICA, "rate(log_lines_dropped_total{ours}[$__rate_interval])")],
                 ),
                 Panel(
                     "Replicas",
                     "Replicas that can be scraped, by version.",
                     "short",
-                    [("{{version}}", "sum by (version) (build_info)")],
+                    [("{{version}}", "sum by (version) (build_info{ours})")],
                 ),
             ],
         ),
@@ -385,17 +502,111 @@ RESILIENCE = Dashboard(
 DASHBOARDS = (ORDER_PATH, LOAD_TEST, RESILIENCE)
 
 
-def acceptance_limits() -> Mapping[str, Sequence[float]]:
-    """By criterion, what to draw, in the unit of its panel: one limit, or one for each profile, rising."""
+def acceptance_limits() -> Mapping[str, Mapping[str, float]]:
+    """By criterion, what to draw, in the unit of its panel: a limit by profile, or one for every profile, by ""."""
     criteria: list[dict[str, Any]] = tomllib.loads(ACCEPTANCE.read_text())["criteria"]
+    scales = {"ms": 1000, "%": 100}
     limits = {}
     for criterion in criteria:
         limit = criterion["limit"]
-        scale = 1000 if criterion["unit"] == "ms" else 1
-        limits[criterion["name"]] = [
-            number / scale for number in sorted(limit.values() if isinstance(limit, dict) else [limit])
-        ]
+        by_profile = limit if isinstance(limit, dict) else {"": limit}
+        scale = scales.get(criterion["unit"], 1)
+        limits[criterion["name"]] = {profile: number / scale for profile, number in by_profile.items()}
     return limits
+
+
+def profiles() -> Sequence[str]:
+    """Those that have a limit of their own, in their order."""
+    return [
+        profile for profile in dict.fromkeys(p for by in acceptance_limits().values() for p in by) if profile
+    ]
+
+
+def filled(promql: str, window: str = "5m") -> str:
+    """*promql* as Grafana asks it, with "All" chosen everywhere, the first profile, and *window* as its interval."""
+    text = promql.replace("$__rate_interval", window).replace("$profile", profiles()[0])
+    return re.sub(r"\$(namespace|job|pod)\b", ".*", text)
+
+
+def _limit_query(by_profile: Mapping[str, float]) -> str:
+    """The limit of the profile that a load test says it runs; where none does, of the one that is chosen.
+
+    A load test says so by a gauge, `loadtest_running{profile="..."}`, which is 1 from its beginning to its end.
+    """
+
+    def labelled(value: str, profile: str) -> str:
+        return f'label_replace(vector({value}), "profile", "{profile}", "", "")'
+
+    limits = " or ".join(labelled(f"{number:g}", profile) for profile, number in by_profile.items())
+    running = "max by (profile) (loadtest_running == 1)"
+    chosen = f"({labelled('1', '$profile')} unless on () {running})"
+    return f"({limits}) and on (profile) ({running} or {chosen})"
+
+
+_DATASOURCE = {"type": "prometheus", "uid": DATASOURCE_UID}
+
+
+def _variables() -> Sequence[dict[str, Any]]:
+    """Data source, namespace, job, pod and profile; "All" is also what has no such label."""
+    chosen = ""
+    variables: list[dict[str, Any]] = [
+        {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
+    ]
+    for label in ("namespace", "job", "pod"):
+        variables.append(
+            {
+                "name": label,
+                "label": label.capitalize(),
+                "type": "query",
+                "datasource": _DATASOURCE,
+                "query": f"label_values(db_pool_max{{{chosen}}}, {label})",
+                "refresh": 2,  # whenever the time changes: pods come and go
+                "sort": 1,
+                "multi": True,
+                "includeAll": True,
+                "allValue": ".*",
+                "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+            }
+        )
+        chosen += f'{"," if chosen else ""}{label}=~"${label}"'
+    names = profiles()
+    variables.append(
+        {
+            "name": "profile",
+            "label": "Limits of",
+            "type": "custom",
+            "query": ",".join(names),
+            "options": [{"selected": name == names[0], "text": name, "value": name} for name in names],
+            "current": {"selected": True, "text": names[0], "value": names[0]},
+        }
+    )
+    return variables
+
+
+def _annotations() -> Sequence[dict[str, Any]]:
+    """The time of each load test, from its beginning to its end, and the critical alerts."""
+    return [
+        {
+            "name": "Load tests",
+            "enable": True,
+            "iconColor": "blue",
+            "datasource": _DATASOURCE,
+            "expr": "max by (profile, run) (loadtest_running == 1)",
+            "step": "5s",
+            "titleFormat": "load test: {{profile}}",
+            "textFormat": "{{run}}",
+        },
+        {
+            "name": "Critical alerts",
+            "enable": True,
+            "iconColor": "red",
+            "datasource": _DATASOURCE,
+            "expr": 'ALERTS{alertstate="firing",severity="critical",namespace=~"$namespace"}',
+            "step": "15s",
+            "titleFormat": "{{alertname}}",
+            "textFormat": "{{job}} {{pod}} {{instance}}",
+        },
+    ]
 
 
 def render(dashboard: Dashboard) -> dict[str, Any]:
@@ -430,8 +641,8 @@ def render(dashboard: Dashboard) -> dict[str, Any]:
         "refresh": "5s",
         "time": {"from": "now-15m", "to": "now"},
         "timepicker": {},
-        "templating": {"list": []},
-        "annotations": {"list": []},
+        "templating": {"list": _variables()},
+        "annotations": {"list": _annotations()},
         "links": [
             {"type": "dashboards", "title": "Order service", "tags": ["order-service"], "asDropdown": False}
         ],
@@ -440,33 +651,69 @@ def render(dashboard: Dashboard) -> dict[str, Any]:
 
 
 def _render(panel: Panel, identity: int, place: Mapping[str, int]) -> dict[str, Any]:
-    datasource = {"type": "prometheus", "uid": DATASOURCE_UID}
-    limits = acceptance_limits()[panel.criterion] if panel.criterion else []
-    floor = panel.criterion == "throughput"  # the only one that must be reached
-    steps: list[dict[str, Any]] = [{"color": "red" if floor else "green", "value": None}]
-    steps += [{"color": "green" if floor else "red", "value": limit} for limit in limits]
-    return {
+    limits = acceptance_limits()[panel.criterion] if panel.criterion else {}
+    queries = [*panel.queries]
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    overrides: list[dict[str, Any]] = []
+    if "" in limits:
+        steps.append({"color": "red", "value": limits[""]})
+    elif limits:
+        queries.append(("limit: {{profile}}", _limit_query(limits)))
+        line = [("color", {"mode": "fixed", "fixedColor": "red"}), ("custom.fillOpacity", 0)]
+        overrides.append(
+            {
+                "matcher": {"id": "byRegexp", "options": "^limit: "},
+                "properties": [{"id": name, "value": value} for name, value in line],
+            }
+        )
+    common: dict[str, Any] = {
         "id": identity,
-        "type": "timeseries",
+        "type": panel.kind,
         "title": panel.title,
         "description": panel.description,
         "gridPos": dict(place),
-        "datasource": datasource,
+        "datasource": _DATASOURCE,
+        "targets": [
+            {
+                "refId": chr(ord("A") + n),
+                "datasource": _DATASOURCE,
+                "expr": expr,
+                "legendFormat": legend,
+                **({"format": "heatmap"} if panel.kind == "heatmap" else {}),
+            }
+            for n, (legend, expr) in enumerate(queries)
+        ],
+    }
+    if panel.kind == "heatmap":
+        return {
+            **common,
+            "fieldConfig": {"defaults": {}, "overrides": []},
+            "options": {
+                "calculate": False,
+                "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
+                "color": {"mode": "scheme", "scheme": "Blues", "steps": 64},
+                "cellGap": 1,
+                "filterValues": {"le": 1e-9},
+                "tooltip": {"mode": "single"},
+                "legend": {"show": True},
+            },
+        }
+    return {
+        **common,
         "fieldConfig": {
             "defaults": {
                 "unit": panel.unit,
                 "min": 0,
-                "custom": {"thresholdsStyle": {"mode": "line" if limits else "off"}, "fillOpacity": 10},
+                "custom": {
+                    "thresholdsStyle": {"mode": "line" if "" in limits else "off"},
+                    "fillOpacity": 10,
+                },
                 "thresholds": {"mode": "absolute", "steps": steps},
             },
-            "overrides": [],
+            "overrides": overrides,
         },
         "options": {
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
             "tooltip": {"mode": "multi"},
         },
-        "targets": [
-            {"refId": chr(ord("A") + n), "datasource": datasource, "expr": expr, "legendFormat": legend}
-            for n, (legend, expr) in enumerate(panel.queries)
-        ],
     }

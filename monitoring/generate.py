@@ -8,7 +8,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 from app import metrics
-from monitoring.dashboards import DASHBOARDS, render
+from monitoring.dashboards import DASHBOARDS, filled, render
 from monitoring.rules import alerting_rules, metric_names, recording_rules
 
 README = Path(__file__).parent / "README.md"
@@ -21,6 +21,7 @@ _SUFFIXES = ("_bucket", "_sum", "_count")
 PROCESS_METRICS: Mapping[str, tuple[str, str]] = {
     "process_cpu_seconds_total": ("counter", "CPU time of the process."),
     "process_resident_memory_bytes": ("gauge", "Memory in RAM."),
+    "process_start_time_seconds": ("gauge", "When the process began, in Unix time."),
     "process_open_fds": ("gauge", "Open file descriptors."),
     "process_max_fds": ("gauge", "The most open file descriptors."),
 }
@@ -70,7 +71,9 @@ def metric_readers() -> Mapping[str, list[str]]:
     readers: dict[str, list[str]] = {}
     texts = [(rule.name, rule.expr) for rule in alerting_rules()]
     for dashboard in DASHBOARDS:
-        texts += [(f"*{dashboard.title}*", expr) for panel in dashboard.panels for _, expr in panel.queries]
+        texts += [
+            (f"*{dashboard.title}*", filled(expr)) for panel in dashboard.panels for _, expr in panel.queries
+        ]
     for reader, promql in texts:
         for metric in metrics_of(promql):
             if reader not in readers.setdefault(metric, []):
