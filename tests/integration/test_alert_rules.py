@@ -1015,7 +1015,10 @@ def test_promtool_has_nothing_to_say() -> None:
     [
         ("OrderErrorRate", "rate5m >= 0.01\n", "rate5m >= 0.0102\n"),
         ("OrderErrorRate", "increase5m >= 500", "increase5m >= 400"),
+        ("OrderLatencyP99", "increase5m >= 1000", "increase5m >= 800"),
         ("CircuitBreakerOpen", "last_over_time(circuit_breaker_state[3m])", "circuit_breaker_state"),
+        ("CpuSaturated", "deriv(process_cpu_seconds_total", "rate(process_cpu_seconds_total"),
+        ("ReplicaFreezes", "avg10m >= 0.2", "avg10m >= 0.5"),
         ("TargetDown", "for: 3m", "for: 30s"),
         ("NoTraffic", ' or ALERTS{alertname="NoTraffic"}', ""),
         (
