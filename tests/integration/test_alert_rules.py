@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from monitoring.dashboards import LOAD_TEST, acceptance_limits, filled, profiles, render
 from monitoring.rules import RULES, alerting_rules, expect_replicas, recording_rules
 from tests.support.promtool import (
     Curve,
@@ -978,6 +979,34 @@ def test_recorded_values(tmp_path: Path) -> None:
     ]
     tests = [{"interval": "15s", "input_series": as_input(TWO_REPLICAS), "promql_expr_test": checks}]
     judge(tmp_path, tests, evaluation_seconds=EVALUATION_SECONDS)
+
+
+@pytest.mark.slow
+@needs_promtool
+def test_limit_of_the_profile_that_runs(tmp_path: Path) -> None:
+    """The line of a limit by profile is that of the load test which runs, and otherwise of the one that is chosen."""
+    (panel,) = [panel for panel in render(LOAD_TEST)["panels"] if panel["title"] == "Throughput"]
+    (expr,) = [target["expr"] for target in panel["targets"] if target["legendFormat"].startswith("limit")]
+    limits = acceptance_limits()["throughput"]
+    chosen, running = profiles()[0], "peak"
+    assert limits[chosen] != limits[running]
+    series = selector("loadtest_running", {"profile": running, "run": "r", "instance": "l:9646"})
+    checks = [
+        {
+            "expr": filled(expr),
+            "eval_time": at,
+            "exp_samples": [{"labels": selector("", {"profile": profile}), "value": limits[profile]}],
+        }
+        for at, profile in (("1m", chosen), ("5m", running), ("9m", chosen))
+    ]
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": series, "values": "0x3 1x3 0x3"}],
+            "promql_expr_test": checks,
+        }
+    ]
+    judge(tmp_path, tests, evaluation_seconds=60)
 
 
 def test_nothing_is_left_untested() -> None:
