@@ -21,7 +21,7 @@ from app.timestamp import from_postgres
 
 STORE_ORDERS = """
     SELECT n, verdict, id::text, currency, total_cents, lines::text, (created_at AT TIME ZONE 'UTC')::text
-      FROM store_orders_v1(%(batch)s, %(wanted)s, %(one_by_one)s)
+      FROM store_orders_v1(%(batch)s, %(wanted)s, %(one_by_one)s, %(pays)s)
 """
 
 CANCEL_ORDER = """
@@ -106,7 +106,7 @@ async def store_orders(
 
     Args:
         db: the pool.
-        batch: priced orders in order of arrival; no (principal, idempotency key) twice.
+        batch: priced orders in order of arrival, all of one status; no (principal, idempotency key) twice.
         one_by_one: decide each for itself at once, where a common attempt is likely to be undone.
         timeout_seconds: bound on the round trip.
 
@@ -121,7 +121,11 @@ async def store_orders(
     """
     try:
         orders = [_priced(incoming) for incoming in batch]
-        parameters = {**_batch_parameters(batch, orders), "one_by_one": one_by_one}
+        parameters = {
+            **_batch_parameters(batch, orders),
+            "one_by_one": one_by_one,
+            "pays": orders[0].status == "pending",
+        }
     except Exception as exc:  # whatever it is: nothing was sent, and it is one order's
         raise StatementRejected from exc
     rows = await db.run(STORE_ORDERS, parameters, timeout_seconds=timeout_seconds)
@@ -134,10 +138,11 @@ async def store_orders(
         order = orders[n - 1]
         if verdict == "stored":
             results[n - 1] = PlacedOrder(order, replayed=False)
-        elif verdict == "replayed":
+        elif verdict in ("replayed", "replayed_pending"):
             results[n - 1] = PlacedOrder(
                 order._replace(
                     id=original,
+                    status="confirmed" if verdict == "replayed" else "pending",
                     currency=currency,
                     total_cents=total_cents,
                     lines=orjson.loads(lines),

@@ -15,7 +15,7 @@ from app.batching import batch_processor
 from app.catalogue import Catalogue, Priced
 from app.db import Database
 from app.deadlines import Deadlines
-from app.domain import IncomingOrder, Order, OrderIds, OrderQuery, PlacedOrder
+from app.domain import IncomingOrder, Order, OrderIds, OrderQuery, OrderStatus, PlacedOrder
 from app.errors import (
     DeadlineExceeded,
     InternalError,
@@ -52,9 +52,11 @@ class OrderService:
         batch_max_size: int,
         batch_max_wait_seconds: float,
         request_deadline_seconds: float,
+        first_status: OrderStatus = "confirmed",
     ) -> None:
         """Build the order path over *db*; nothing is opened here, and `drain` is all there is to close.
 
+        An order is stored with *first_status*: `pending` where payments is asked about it afterwards (`cashier.py`).
         Reads have a guard of their own, and so go on where only writes fail.
         """
         self._db = db
@@ -62,6 +64,7 @@ class OrderService:
         self._reads = reads
         self._catalogue = catalogue
         self._deadline_seconds = request_deadline_seconds
+        self._first_status = first_status
         self._ids = OrderIds()
 
         # One writer: batches grow by themselves while it commits; two would wait for each other's product rows.
@@ -161,7 +164,7 @@ class OrderService:
         incoming.order = Order(
             order_id,
             incoming.customer_id,
-            "confirmed",
+            self._first_status,
             priced.currency,
             priced.total_cents,
             priced.lines,

@@ -1,4 +1,4 @@
--- Products, orders, and the two functions that change both.
+-- Products, orders, and the functions that change them.
 --
 -- A function's name ends in its version: while a release is rolled out, replicas of the one before call theirs.
 --
@@ -24,12 +24,16 @@ CREATE TABLE orders (
     created_at      timestamptz NOT NULL,
     idempotency_key text,                  -- null: the order's own id serves as the key
     request_hash    text        NOT NULL,  -- SHA-256 of the parsed order, hex
+    -- When a worker may next ask payments about it. The row is the outbox: a worker takes an order by moving this to
+    -- the end of its lease. 'infinity': all has been asked; null: it was confirmed when it was stored.
+    payment_due     timestamptz,
     PRIMARY KEY (principal, id)
 );
 
 CREATE UNIQUE INDEX orders_idempotency_key ON orders (principal, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX orders_by_customer ON orders (principal, customer_id, id);
 CREATE INDEX orders_not_confirmed ON orders (principal, status, id) WHERE status <> 'confirmed';
+CREATE INDEX orders_payment_due ON orders (payment_due) WHERE payment_due < 'infinity';
 
 CREATE VIEW order_lines AS
 SELECT o.principal, o.id AS order_id, l.position, l.line ->> 0 AS product_id,
@@ -53,11 +57,13 @@ $$;
 --           arrival; no (principal, key) twice. Arrays in jsonb: PostgreSQL parses them once, and looks up no names.
 --   wanted: {product_id: quantity, ...}, what the whole batch wants.
 --   one_by_one: decide each order for itself at once; for orders that are likely to fail a common attempt.
+--   pays: the orders are stored as pending, and payments is to be asked; otherwise they are confirmed.
 --
 -- Answers with one row whose n is null when every order was stored by this call. Otherwise with a row per order, n
 -- counted from 1, and its verdict:
 --   stored          by this call, or by an earlier attempt with the same id
 --   replayed        the columns behind the verdict are the order that holds the key
+--   replayed_pending   so, and the first answer called it pending
 --   mismatch        another order holds the key
 --   unknown_product, out_of_stock, locked: lines holds the ids of the products that are unknown, short, or held by
 --                   another transaction for longer than the function waits
@@ -69,7 +75,7 @@ $$;
 --
 -- A function, because the server's connection then keeps its plans (behind PgBouncer, too), and they are made for
 -- large tables: sent as text, the same statements cost PostgreSQL six times as much for a lone order.
-CREATE FUNCTION store_orders_v1(batch jsonb, wanted jsonb, one_by_one boolean)
+CREATE FUNCTION store_orders_v1(batch jsonb, wanted jsonb, one_by_one boolean, pays boolean DEFAULT false)
 RETURNS TABLE (n int, verdict text, id uuid, currency text, total_cents bigint, lines jsonb, created_at timestamptz)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off  -- products are read, and so locked, in the order of their index
@@ -80,6 +86,8 @@ SET lock_timeout = '150ms'  -- longer than a commit takes, and short to whoever 
 AS $$
 #variable_conflict use_column
 DECLARE
+    new_status  text := CASE WHEN pays THEN 'pending' ELSE 'confirmed' END;
+    first_due   timestamptz := CASE WHEN pays THEN now() END;
     product_ids text[] := ARRAY(SELECT jsonb_object_keys(wanted));
     found_ids   int;
     is_locked   boolean := false;  -- a lock did not come in time
@@ -110,9 +118,9 @@ BEGIN
 
             -- Without ON CONFLICT, which would look every order up before it is inserted.
             INSERT INTO orders (principal, id, customer_id, status, currency, total_cents, lines, created_at,
-                                idempotency_key, request_hash)
-            SELECT b.principal, b.id, b.customer_id, 'confirmed', b.currency, b.total_cents, b.lines, b.created_at,
-                   b.key, b.hash
+                                idempotency_key, request_hash, payment_due)
+            SELECT b.principal, b.id, b.customer_id, new_status, b.currency, b.total_cents, b.lines, b.created_at,
+                   b.key, b.hash, first_due
               FROM orders_of_batch_v1(batch) b
              ORDER BY b.principal, b.key, b.id;
 
@@ -196,9 +204,9 @@ BEGIN
 
     WITH stored AS (
         INSERT INTO orders AS o (principal, id, customer_id, status, currency, total_cents, lines, created_at,
-                                 idempotency_key, request_hash)
-        SELECT b.principal, b.id, b.customer_id, 'confirmed', b.currency, b.total_cents, b.lines, b.created_at,
-               b.key, b.hash
+                                 idempotency_key, request_hash, payment_due)
+        SELECT b.principal, b.id, b.customer_id, new_status, b.currency, b.total_cents, b.lines, b.created_at,
+               b.key, b.hash, first_due
           FROM orders_of_batch_v1(batch) b
          WHERE b.n = ANY (accepted)
          ORDER BY b.principal, b.key, b.id
@@ -221,7 +229,8 @@ BEGIN
     RETURN QUERY
     SELECT b.n,
            CASE WHEN own.id IS NOT NULL THEN 'stored'
-                WHEN first.request_hash = b.hash THEN 'replayed'
+                WHEN first.request_hash = b.hash
+                THEN CASE WHEN first.payment_due IS NULL THEN 'replayed' ELSE 'replayed_pending' END
                 WHEN first.id IS NOT NULL THEN 'mismatch'
                 -- What an order that is not new did not take may be enough for one behind it.
                 WHEN verdicts[b.n] = 'behind' AND cardinality(inserted) = cardinality(accepted) THEN 'out_of_stock'
@@ -237,7 +246,8 @@ BEGIN
                            FROM orders o
                           WHERE o.principal = b.principal AND o.customer_id = b.customer_id AND o.id = b.id
                           LIMIT 1) own ON true
-      LEFT JOIN LATERAL (SELECT o.id, o.request_hash, o.currency, o.total_cents, o.lines, o.created_at
+      LEFT JOIN LATERAL (SELECT o.id, o.request_hash, o.currency, o.total_cents, o.lines, o.created_at,
+                                o.payment_due
                            FROM orders o
                           WHERE o.principal = b.principal AND o.idempotency_key = b.key AND own.id IS NULL
                           LIMIT 1) first ON true;
@@ -246,6 +256,9 @@ $$;
 
 -- Cancels an order whose status is one of *cancellable* and gives its stock back; answers with the order as it then
 -- is (no row: there is no such order). Repeatable: a second call changes nothing.
+--
+-- Of an order that payments may have authorised a void is owed. Where a worker is asking at this moment the void is due
+-- when its lease ends, so that it comes after whatever that worker still sends.
 CREATE FUNCTION cancel_order_v1(a_principal text, a_id uuid, cancellable text[])
 RETURNS TABLE (id uuid, customer_id text, status text, currency text, total_cents bigint, lines jsonb,
                created_at timestamptz)
@@ -266,7 +279,8 @@ BEGIN
         FOR NO KEY UPDATE;
 
     UPDATE orders o
-       SET status = 'cancelled'
+       SET status = 'cancelled',
+           payment_due = CASE WHEN payment_due = 'infinity' THEN now() ELSE payment_due END
      WHERE o.principal = a_principal AND o.id = a_id AND o.status = ANY (cancellable);
     IF FOUND THEN
         UPDATE products p
@@ -325,5 +339,80 @@ BEGIN
          ORDER BY o.id DESC
          LIMIT a_limit;
     END IF;
+END;
+$$;
+
+-- Takes at most *places* orders about which payments is to be asked, those that have been due longest first, for
+-- *lease* by the database's clock: a worker that dies keeps them no longer.
+CREATE FUNCTION claim_payments_v1(places int, lease interval)
+RETURNS TABLE (principal text, id uuid, status text, currency text, total_cents bigint)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    UPDATE orders o
+       SET payment_due = now() + lease
+      FROM (SELECT d.principal, d.id
+              FROM orders d
+             WHERE d.payment_due < 'infinity' AND d.payment_due <= now()
+             ORDER BY d.payment_due
+             LIMIT places
+               FOR NO KEY UPDATE SKIP LOCKED) due
+     WHERE o.principal = due.principal AND o.id = due.id
+    RETURNING o.principal, o.id, o.status, o.currency, o.total_cents;
+END;
+$$;
+
+-- Books what payments said of orders: [[principal, id, verdict, seconds], ...], the verdict one of
+--   authorised, declined   a pending order becomes confirmed or declined; a declined one gives its stock back
+--   voided                 of a cancelled order: nothing more is owed
+--   later                  no definite answer: ask again in so many seconds
+-- An order that was cancelled while payments was asked for its authorisation is to be voided, at once. Repeatable.
+CREATE FUNCTION book_payments_v1(results jsonb)
+RETURNS void
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off
+SET lock_timeout = '1s'  -- nobody waits for this: the orders are stored
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- Products first, as everywhere.
+    PERFORM FROM products p
+      WHERE p.id IN (SELECT l ->> 0
+                       FROM jsonb_array_elements(results) AS r
+                       JOIN orders o ON o.principal = r ->> 0 AND o.id = (r ->> 1)::uuid
+                      CROSS JOIN LATERAL jsonb_array_elements(o.lines) AS l
+                      WHERE r ->> 2 = 'declined' AND o.status = 'pending')
+      ORDER BY p.id
+        FOR NO KEY UPDATE;
+    PERFORM FROM jsonb_array_elements(results) AS r
+       JOIN orders o ON o.principal = r ->> 0 AND o.id = (r ->> 1)::uuid
+      ORDER BY o.principal, o.id
+        FOR NO KEY UPDATE OF o;
+
+    WITH moved AS (
+        UPDATE orders o
+           SET status = CASE WHEN o.status <> 'pending' THEN o.status
+                             WHEN r ->> 2 = 'authorised' THEN 'confirmed'
+                             WHEN r ->> 2 = 'declined' THEN 'declined'
+                             ELSE o.status END,
+               payment_due = CASE WHEN r ->> 2 = 'later' THEN now() + (r ->> 3)::float8 * interval '1 s'
+                                  WHEN (o.status = 'cancelled') = (r ->> 2 = 'voided') THEN 'infinity'
+                                  ELSE now() END
+          FROM jsonb_array_elements(results) AS r
+         WHERE o.principal = r ->> 0 AND o.id = (r ->> 1)::uuid AND o.payment_due < 'infinity'
+        RETURNING o.status, o.lines
+    )
+    UPDATE products p
+       SET stock = p.stock + back.quantity
+      FROM (SELECT l ->> 0 AS product_id, sum((l ->> 1)::bigint) AS quantity
+              FROM moved CROSS JOIN LATERAL jsonb_array_elements(moved.lines) AS l
+             WHERE moved.status = 'declined'
+             GROUP BY 1) back
+     WHERE p.id = back.product_id;
 END;
 $$;

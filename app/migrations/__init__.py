@@ -44,9 +44,13 @@ SELECT_MISSING_PRIVILEGES = """
                    ('INSERT on orders', has_any_column_privilege('orders', 'INSERT')),
                    ('UPDATE on orders', has_any_column_privilege('orders', 'UPDATE')),
                    ('EXECUTE on store_orders_v1',
-                    has_function_privilege('store_orders_v1(jsonb, jsonb, boolean)', 'EXECUTE')),
+                    has_function_privilege('store_orders_v1(jsonb, jsonb, boolean, boolean)', 'EXECUTE')),
                    ('EXECUTE on cancel_order_v1',
-                    has_function_privilege('cancel_order_v1(text, uuid, text[])', 'EXECUTE')))
+                    has_function_privilege('cancel_order_v1(text, uuid, text[])', 'EXECUTE')),
+                   ('EXECUTE on claim_payments_v1',
+                    has_function_privilege('claim_payments_v1(int, interval)', 'EXECUTE')),
+                   ('EXECUTE on book_payments_v1',
+                    has_function_privilege('book_payments_v1(jsonb)', 'EXECUTE')))
            AS needed (privilege, granted)
      WHERE NOT granted
 """

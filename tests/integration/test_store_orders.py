@@ -257,7 +257,13 @@ def test_faults_functions_compile_nothing(new_store: Callable[[str], Store]) -> 
         "SELECT proname, proconfig FROM pg_proc WHERE pronamespace = 'one'::regnamespace"
         " AND prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql') AND proname NOT LIKE '%%oracle%%'"
     )
-    assert {name for name, _ in settings} == {"store_orders_v1", "cancel_order_v1", "list_orders_v1"}
+    assert {name for name, _ in settings} == {
+        "store_orders_v1",
+        "cancel_order_v1",
+        "list_orders_v1",
+        "claim_payments_v1",
+        "book_payments_v1",
+    }
     assert all("jit=off" in config for _, config in settings)
 
 
