@@ -18,13 +18,16 @@ from app import migrations
 from app.admission import Admission
 from app.auth import KeyRing
 from app.background import keep_running
+from app.cashier import Cashier
 from app.catalogue import Catalogue
 from app.db import Database, is_database_failure, wait_for_database
 from app.embedded_postgres import SERVER_SETTINGS, EmbeddedPostgres
 from app.errors import ServiceError
+from app.http_client import HttpClient
 from app.intake import OrderIntake
-from app.metrics import BUILD_INFO, EVENT_LOOP_LAG_SECONDS, ORDER_BATCH_QUEUE_DEPTH
+from app.metrics import BUILD_INFO, EVENT_LOOP_LAG_SECONDS, ORDER_BATCH_QUEUE_DEPTH, export
 from app.ops import add_documentation, ops
+from app.payments import Payments, is_payments_failure
 from app.problems import add_problem_handlers
 from app.repository import prove_writes
 from app.resilience import CircuitBreaker, Guard, RetryBudget
@@ -93,7 +96,11 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
                 batch_max_size=settings.batch_max_size,
                 batch_max_wait_seconds=settings.batch_max_wait_seconds,
                 request_deadline_seconds=settings.request_deadline_seconds,
+                first_status="pending" if settings.payments_url else "confirmed",
             )
+            export(payments=settings.payments_url is not None)
+            if settings.payments_url is not None:
+                await _open_cashier(settings, db, guard_of_writes, stack)
             stack.push_async_callback(_drain, orders, settings.request_deadline_seconds)
             ORDER_BATCH_QUEUE_DEPTH.set_function(lambda: orders.queue_depth)
             for breaker, proof in (writes, partial(prove_writes, db)), (reads, db.ping):
@@ -207,6 +214,31 @@ async def prepare_schema(db: Database, settings: Settings) -> None:
         await migrations.migrate(db)
         await migrations.seed_catalogue(db, size=settings.catalog_size, stock=settings.catalog_stock)
     await migrations.require_schema(db)
+
+
+async def _open_cashier(settings: Settings, db: Database, writes: Guard, stack: AsyncExitStack) -> None:
+    """Ask payments about the orders that are pending, until the application ends."""
+    client = HttpClient(settings.payments_url or "")
+    stack.callback(client.close)
+    breaker = CircuitBreaker(
+        "payments",
+        fail_max=settings.breaker_fail_max,
+        reset_seconds=settings.breaker_reset_seconds,
+        is_failure=is_payments_failure,
+    )
+    cashier = Cashier(
+        db,
+        Payments(client, timeout_seconds=settings.payments_timeout_seconds),
+        writes=writes,
+        asks=Guard(
+            breaker, RetryBudget(settings.retry_budget_ratio), max_attempts=settings.retry_max_attempts
+        ),
+        max_in_flight=settings.payments_max_in_flight,
+        deadline_seconds=settings.payments_deadline_seconds,
+    )
+    stack.push_async_callback(cashier.finish, settings.payments_timeout_seconds)
+    for name, step in ("settle", cashier.work), ("watch_backlog", cashier.watch):
+        await _run_in_background(stack, keep_running(name, step))
 
 
 async def _drain(orders: OrderService, seconds: float) -> None:

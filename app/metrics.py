@@ -4,6 +4,7 @@ Names are the contract with the load tests, the rules, the alerts and the dashbo
 route is its template, never a path. Base units: seconds, bytes, counts.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -164,6 +165,33 @@ DB_POOL_WAIT_SECONDS = Histogram(
     buckets=(0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5),
 )
 
+# --- payments ------------------------------------------------------------------------------------------------
+# Exported only with PAYMENTS_URL. Read by: dashboard "Resilience and saturation".
+PAYMENTS_PENDING = Gauge(
+    "payments_pending",
+    "Orders about which payments is still to be asked, of all replicas; at most 100,000 are counted.",
+    registry=None,
+)
+PAYMENTS_OLDEST_PENDING_SECONDS = Gauge(
+    "payments_oldest_pending_seconds",
+    "Age of the oldest order that is pending, of all replicas; 0 where there is none.",
+    registry=None,
+)
+PAYMENTS = Counter(
+    "payments_total",
+    "Orders about which payments was asked, by what came of it; failed and refused ones are asked about again.",
+    ["outcome"],
+    registry=None,
+)
+PAYMENT_OUTCOMES = ("authorised", "declined", "voided", "failed", "refused")
+PAYMENT_SECONDS = Histogram(
+    "payment_seconds",
+    "Seconds that payments took to answer one attempt, or until it was given up.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+    registry=None,
+)
+_OF_PAYMENTS = (PAYMENTS_PENDING, PAYMENTS_OLDEST_PENDING_SECONDS, PAYMENTS, PAYMENT_SECONDS)
+
 # --- the process ---------------------------------------------------------------------------------------------
 # Read by: EventLoopLag, ReplicaFreezes; dashboard "Resilience and saturation".
 EVENT_LOOP_LAG_SECONDS = Gauge(
@@ -191,6 +219,17 @@ def _create_series() -> None:
             CACHE_REQUESTS.labels(cache, result)
     for outcome in ("opened", "failed"):
         DB_CONNECTIONS.labels(outcome)
+    for outcome in PAYMENT_OUTCOMES:
+        PAYMENTS.labels(outcome)
+
+
+def export(*, payments: bool) -> None:
+    """Export the metrics of what is not always there; repeatable."""
+    for metric in _OF_PAYMENTS:
+        with contextlib.suppress(KeyError):
+            REGISTRY.unregister(metric)
+        if payments:
+            REGISTRY.register(metric)
 
 
 _create_series()

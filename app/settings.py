@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -46,6 +47,18 @@ def addresses_of(host: str, port: int) -> list[Address]:
     except (OSError, UnicodeError) as exc:
         raise SettingsError(f"HOST: {host!r} cannot be resolved ({exc})") from exc
     return list(dict.fromkeys((family, protocol, address) for family, _, protocol, _, address in found))
+
+
+def is_http_url(text: str) -> bool:
+    """Whether *text* names a server that can be asked over HTTP, and nothing that would be left out."""
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return False
+    is_plain = text.isascii() and not any(character <= " " or character == "\x7f" for character in text)
+    extras = url.query or url.fragment or url.username is not None or "?" in text or "#" in text
+    return is_plain and url.scheme in {"http", "https"} and bool(url.hostname) and port != 0 and not extras
 
 
 class Settings(BaseSettings):
@@ -88,6 +101,11 @@ class Settings(BaseSettings):
     # Of one principal, where API_KEYS is set.
     max_in_flight_share_per_principal: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.5
 
+    payments_url: str | None = None  # unset: orders are confirmed at once
+    payments_timeout_seconds: Seconds = 2
+    payments_deadline_seconds: Seconds = 5
+    payments_max_in_flight: Count = 32
+
     keep_alive_seconds: Seconds = 75
     connection_max_age_seconds: Seconds = 60
     # 5 in a cluster: endpoints are removed while SIGTERM is delivered
@@ -128,6 +146,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"MAX_IN_FLIGHT: {self.max_in_flight} is less than a batch may hold ({MAX_BATCH_ORDERS} orders)"
             )
+        if self.payments_url is not None and not is_http_url(self.payments_url):
+            raise ValueError(
+                "PAYMENTS_URL: neither http:// nor https:// with a host, or with more than a path behind it"
+            )
         for entry in (self.api_keys or "").split(","):
             if entry.strip() and not _API_KEY_ENTRY.fullmatch(entry.strip()):
                 raise ValueError(
@@ -167,7 +189,7 @@ class Settings(BaseSettings):
 
     @property
     def longest_shutdown_seconds(self) -> float:
-        """The sum of what bounds each step of a shutdown: drain, requests in progress, queued orders, pool, probes.
+        """The sum of what bounds each step of a shutdown: drain, requests, queued orders, payments, pool, probes.
 
         The embedded PostgreSQL takes its own time after that.
         """
@@ -177,6 +199,7 @@ class Settings(BaseSettings):
             + self.request_deadline_seconds
             + self.db_statement_timeout_seconds
             + (0 if self.ops_port is None else OPERATIONS_GRACE_SECONDS)
+            + (self.payments_timeout_seconds if self.payments_url else 0)
         )
 
     @cached_property

@@ -462,6 +462,35 @@ RESILIENCE = Dashboard(
         ),
         Row("Refusals", [_SHED, _ERROR_TYPES]),
         Row(
+            "Payments",
+            [
+                Panel(
+                    "Payments backlog",
+                    "Orders about which payments is still to be asked; each replica counts those of all.",
+                    "short",
+                    [("due", "max(payments_pending{ours})")],
+                ),
+                Panel(
+                    "Age of the backlog",
+                    "How long the oldest pending order has waited for payments; it grows while payments is away.",
+                    "s",
+                    [("oldest", "max(payments_oldest_pending_seconds{ours})")],
+                ),
+                Panel(
+                    "Payments",
+                    "Orders asked about, by what came of it; those failed and refused are asked about again.",
+                    _ORDERS_PER_SECOND,
+                    [("{{outcome}}", "sum by (outcome) (rate(payments_total{ours}[$__rate_interval]))")],
+                ),
+                Panel(
+                    "Time payments takes",
+                    "Time to answer one attempt, or until it was given up.",
+                    "s",
+                    _quantiles("payment_seconds"),
+                ),
+            ],
+        ),
+        Row(
             "Process",
             [
                 Panel(

@@ -28,7 +28,7 @@ from monitoring.dashboards import (
 from monitoring.local import Monitor, MonitorError, targets_of
 from monitoring.rules import Rule, alerting_rules, metric_names, recording_rules
 from tests.support.order_api import new_database
-from tests.support.service_process import ServiceProcess
+from tests.support.service_process import EVERYTHING, ServiceProcess
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "monitoring"
@@ -113,7 +113,7 @@ def promql() -> list[str]:
 def exported(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names of the families that a running service exports."""
     with new_database(postgres) as dsn:
-        service = ServiceProcess(tmp_path_factory.mktemp("service"), dsn).start()
+        service = ServiceProcess(tmp_path_factory.mktemp("service"), dsn, EVERYTHING).start()
         page = httpx.get(f"{service.url}/metrics").text
         service.kill()
     return set(re.findall(r"^# TYPE (\S+) ", page, flags=re.MULTILINE))

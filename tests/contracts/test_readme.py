@@ -21,7 +21,7 @@ from loadtests.bench import growth, order_cost
 from loadtests.comparing import sensitivity
 from loadtests.reports import summary
 from tests.support.order_api import new_database
-from tests.support.service_process import ServiceProcess
+from tests.support.service_process import EVERYTHING, ServiceProcess
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -40,7 +40,7 @@ OTHER_STATUSES = {"validation": {400, 415, 431, 501}}
 def service(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One service for the whole file; nothing here changes it."""
     with new_database(postgres) as dsn:
-        running = ServiceProcess(tmp_path_factory.mktemp("service"), dsn).start()
+        running = ServiceProcess(tmp_path_factory.mktemp("service"), dsn, EVERYTHING).start()
         yield running
         running.kill()
 
@@ -102,6 +102,7 @@ def test_metric_labels() -> None:
         ("cache_requests_total", "result", metrics.CACHE_RESULTS),
         ("circuit_breaker_transitions_total", "to", metrics.BREAKER_STATES),
         ("retries_total", "outcome", metrics.RETRY_OUTCOMES),
+        ("payments_total", "outcome", metrics.PAYMENT_OUTCOMES),
     ],
 )
 def test_label_values(metric: str, label: str, values: Sequence[str]) -> None:

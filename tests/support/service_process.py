@@ -16,6 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 _STARTED = re.compile(r"order service on (\S+) .*?(?:   operations (\S+))?\n")
 _START_SECONDS = 30
 
+# Settings with which a service exports all of its metrics and has all of its routes; nobody is at that address.
+EVERYTHING: Mapping[str, object] = {"PAYMENTS_URL": "http://127.0.0.1:9"}
+
 
 class ServiceProcess:
     """A running `python -m app`, with *arguments*, or another *module* that serves it, on a free loopback port.
