@@ -14,6 +14,7 @@ from psycopg2.extensions import make_dsn
 
 from app.embedded_postgres import EmbeddedPostgres
 from app.server.serve import raise_open_files_limit
+from tests.support.payments_process import PaymentsProcess
 from tests.support.service_process import ServiceProcess
 
 # The tests have servers of their own, to which libpq's settings of the user's do not apply.
@@ -96,3 +97,11 @@ def start_service(tmp_path: Path, database_url: str) -> Iterator[Callable[..., S
 def service(start_service: Callable[..., ServiceProcess]) -> ServiceProcess:
     """A service with the shipped settings on a database of its own."""
     return start_service()
+
+
+@pytest.fixture
+def payments(tmp_path: Path) -> Iterator[PaymentsProcess]:
+    """A payments service that is fast and well, until it is told otherwise."""
+    process = PaymentsProcess(tmp_path).start()
+    yield process
+    process.kill()

@@ -3,39 +3,17 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import pytest
+from collections.abc import Callable
 
 from tests.support.ledger import Ledger
 from tests.support.order_api import execute
 from tests.support.order_client import OrderClient, OrderRequest
-from tests.support.payments_process import PaymentsProcess, audit
+from tests.support.payments_process import PaymentsProcess, audit, due, until_settled
 from tests.support.service_process import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
 
 PRODUCTS = [f"SKU-{n:04}" for n in range(1, 11)]
-SETTLE_SECONDS = 30
-
-
-@pytest.fixture
-def payments(tmp_path: Path) -> Iterator[PaymentsProcess]:
-    process = PaymentsProcess(tmp_path).start()
-    yield process
-    process.kill()
-
-
-def due(dsn: str) -> int:
-    """The orders about which payments is still to be asked."""
-    return int(execute(dsn, "SELECT count(*) FROM orders WHERE payment_due < 'infinity'")[0][0])
-
-
-async def until_settled(dsn: str, seconds: float = SETTLE_SECONDS) -> None:
-    async with asyncio.timeout(seconds):
-        while due(dsn):  # noqa: ASYNC110  # another process works on it
-            await asyncio.sleep(0.05)
 
 
 async def status_of(client: OrderClient, order_id: str) -> str:
@@ -181,30 +159,33 @@ async def test_cancelling_races_with_the_authorisation(
 async def test_an_authorisation_that_arrives_after_the_void_charges_nobody(
     database_url: str, payments: PaymentsProcess, start_service: StartService
 ) -> None:
-    """A replica that stood still past its lease asks for an order that was cancelled and voided meanwhile."""
-    payments.behave(latency_ms=7000, latency_spread=0)  # it is carried out after half of that
+    """A replica stands still past its lease; its order is voided meanwhile, and what it had sent comes after that."""
+    payments.behave(latency_ms=10_000, latency_spread=0)  # it is carried out after half of that
     settings = {"PAYMENTS_URL": payments.url, "PAYMENTS_DEADLINE_SECONDS": 1, "PAYMENTS_TIMEOUT_SECONDS": 1}
-    asleep = start_service(**settings)
+    desk = start_service()
+    voider = start_service(**settings)
+    voider.process.send_signal(signal.SIGSTOP)
+    sender = start_service(**settings)
     ledger = Ledger(database_url)
-    async with OrderClient(asleep.url) as client:
-        placed = await client.place(OrderRequest.keyed(("SKU-0001", 1)))
-        async with asyncio.timeout(10):
-            while not payments.attempts():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        asleep.process.send_signal(signal.SIGSTOP)
-        try:
+    try:
+        async with OrderClient(sender.url) as client, OrderClient(desk.url) as other:
+            placed = await client.place(OrderRequest.keyed(("SKU-0001", 1)))
+            async with asyncio.timeout(10):
+                while not payments.attempts():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            carried_out_at = time.monotonic() + 5
+            sender.process.send_signal(signal.SIGSTOP)
+            assert (await other.cancel(placed.order_id)).status == 200
             payments.behave(latency_ms=1)
-            awake = start_service(**settings)
-            async with OrderClient(awake.url) as other:
-                assert (await other.cancel(placed.order_id)).status == 200
-                await until_settled(database_url)
-        finally:
-            asleep.process.send_signal(signal.SIGCONT)
-        assert payments.entry(placed.order_id).status == "voided"
-        assert payments.entry(placed.order_id).asked == 2
-        await asyncio.sleep(4)  # by now the first request is carried out
+            voider.process.send_signal(signal.SIGCONT)
+            await until_settled(database_url)
+            assert time.monotonic() < carried_out_at
+            assert payments.entry(placed.order_id).status == "voided"
+            await asyncio.sleep(carried_out_at + 0.5 - time.monotonic())
+    finally:
+        sender.process.send_signal(signal.SIGCONT)
     entry = payments.entry(placed.order_id)
-    assert (entry.charges, entry.authorised) == (0, 0)
+    assert (entry.charges, entry.authorised, entry.asked) == (0, 0, 2)
     assert audit(ledger.orders(), payments.book()) == []
 
 

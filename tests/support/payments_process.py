@@ -1,5 +1,6 @@
 """The payments simulator as its users run it: a process of its own; and an auditor that reads its book."""
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -12,9 +13,22 @@ from typing import Any, NamedTuple, Self
 import httpx
 
 from tests.support.ledger import StoredOrder
+from tests.support.order_api import execute
 
 _STARTED = re.compile(r"payments simulator on (\S+)")
 _START_SECONDS = 20
+
+
+def due(dsn: str) -> int:
+    """The orders about which payments is still to be asked."""
+    return int(execute(dsn, "SELECT count(*) FROM orders WHERE payment_due < 'infinity'")[0][0])
+
+
+async def until_settled(dsn: str, seconds: float = 30) -> None:
+    """Return once nothing is due."""
+    async with asyncio.timeout(seconds):
+        while due(dsn):  # noqa: ASYNC110  # another process works on it
+            await asyncio.sleep(0.05)
 
 
 class BookEntry(NamedTuple):
