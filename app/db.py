@@ -208,6 +208,15 @@ class Database:
         finally:
             self._pool.release(conn)
 
+    @asynccontextmanager
+    async def borrowed(self) -> AsyncIterator[None]:
+        """Keep one connection from everybody else while the block runs; raises `Overloaded`, `ConnectionLost`."""
+        conn = await self._acquire()
+        try:
+            yield
+        finally:
+            self._pool.release(conn)
+
     async def ping(self) -> None:
         """Prove that the database answers; raises what `run` raises."""
         await self.run("SELECT 1")

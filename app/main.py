@@ -23,6 +23,8 @@ from app.catalogue import Catalogue
 from app.db import Database, is_database_failure, wait_for_database
 from app.embedded_postgres import SERVER_SETTINGS, EmbeddedPostgres
 from app.errors import ServiceError
+from app.fault_routes import fault_routes
+from app.faults import Faults, FaultyRequests
 from app.http_client import HttpClient
 from app.intake import OrderIntake
 from app.metrics import BUILD_INFO, EVENT_LOOP_LAG_SECONDS, ORDER_BATCH_QUEUE_DEPTH, export
@@ -61,6 +63,11 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         SettingsError, EmbeddedPostgresError, ServiceError: from its start-up, where the database cannot be used.
     """
     lifecycle = lifecycle or Lifecycle()
+    faults = (
+        None
+        if settings.faults_token is None
+        else Faults(settings.faults_timeline, [*short.routes, *api.routes])
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
@@ -98,9 +105,11 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
                 request_deadline_seconds=settings.request_deadline_seconds,
                 first_status="pending" if settings.payments_url else "confirmed",
             )
-            export(payments=settings.payments_url is not None)
+            export(payments=settings.payments_url is not None, faults=faults is not None)
+            if faults is not None:
+                await stack.enter_async_context(faults.possible(db))
             if settings.payments_url is not None:
-                await _open_cashier(settings, db, guard_of_writes, stack)
+                await _open_cashier(settings, db, guard_of_writes, faults, stack)
             stack.push_async_callback(_drain, orders, settings.request_deadline_seconds)
             ORDER_BATCH_QUEUE_DEPTH.set_function(lambda: orders.queue_depth)
             for breaker, proof in (writes, partial(prove_writes, db)), (reads, db.ping):
@@ -137,6 +146,9 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     for router in (short, api) if settings.ops_port is not None else (short, api, ops):
         app.add_routes(router.routes)
     add_documentation(app)
+    if faults is not None:
+        app.add_routes(fault_routes(faults, settings.faults_token or "").routes)
+        app.wrap(partial(FaultyRequests, faults=faults))
     return app
 
 
@@ -216,7 +228,9 @@ async def prepare_schema(db: Database, settings: Settings) -> None:
     await migrations.require_schema(db)
 
 
-async def _open_cashier(settings: Settings, db: Database, writes: Guard, stack: AsyncExitStack) -> None:
+async def _open_cashier(
+    settings: Settings, db: Database, writes: Guard, faults: Faults | None, stack: AsyncExitStack
+) -> None:
     """Ask payments about the orders that are pending, until the application ends."""
     client = HttpClient(settings.payments_url or "")
     stack.callback(client.close)
@@ -228,7 +242,11 @@ async def _open_cashier(settings: Settings, db: Database, writes: Guard, stack: 
     )
     cashier = Cashier(
         db,
-        Payments(client, timeout_seconds=settings.payments_timeout_seconds),
+        Payments(
+            client,
+            timeout_seconds=settings.payments_timeout_seconds,
+            slowness=None if faults is None else faults.payment_seconds,
+        ),
         writes=writes,
         asks=Guard(
             breaker, RetryBudget(settings.retry_budget_ratio), max_attempts=settings.retry_max_attempts

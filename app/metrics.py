@@ -190,7 +190,20 @@ PAYMENT_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
     registry=None,
 )
+
+# --- faults on demand ----------------------------------------------------------------------------------------
+# Exported only with FAULTS_TOKEN. Read by: dashboard "Resilience and saturation".
+FAULT_INJECTION_ACTIVE = Gauge(
+    "fault_injection_active", "Faults that were asked for and have not ended.", ["fault"], registry=None
+)
+FAULT_INJECTION_HITS = Counter(
+    "fault_injection_hits_total",
+    "Requests, attempts at payments, connections and moments that an injected fault has hit.",
+    ["fault"],
+    registry=None,
+)
 _OF_PAYMENTS = (PAYMENTS_PENDING, PAYMENTS_OLDEST_PENDING_SECONDS, PAYMENTS, PAYMENT_SECONDS)
+_OF_FAULTS = (FAULT_INJECTION_ACTIVE, FAULT_INJECTION_HITS)
 
 # --- the process ---------------------------------------------------------------------------------------------
 # Read by: EventLoopLag, ReplicaFreezes; dashboard "Resilience and saturation".
@@ -223,13 +236,14 @@ def _create_series() -> None:
         PAYMENTS.labels(outcome)
 
 
-def export(*, payments: bool) -> None:
+def export(*, payments: bool, faults: bool) -> None:
     """Export the metrics of what is not always there; repeatable."""
-    for metric in _OF_PAYMENTS:
-        with contextlib.suppress(KeyError):
-            REGISTRY.unregister(metric)
-        if payments:
-            REGISTRY.register(metric)
+    for metrics, wanted in (_OF_PAYMENTS, payments), (_OF_FAULTS, faults):
+        for metric in metrics:
+            with contextlib.suppress(KeyError):
+                REGISTRY.unregister(metric)
+            if wanted:
+                REGISTRY.register(metric)
 
 
 _create_series()

@@ -45,14 +45,14 @@ class Payments:
     """The payments service over HTTP; one call is one attempt."""
 
     def __init__(
-        self, client: HttpClient, *, timeout_seconds: float, slowness: Callable[[], float] | None = None
+        self, client: HttpClient, *, timeout_seconds: float, slowness: Callable[[str], float] | None = None
     ) -> None:
         """Ask through *client*.
 
         Args:
             client: requests to the payments service.
             timeout_seconds: the most one attempt takes.
-            slowness: seconds by which the next attempt is slower than it would be; a fault on demand.
+            slowness: seconds by which the next attempt for an order id is slowed down; a fault on demand.
         """
         self._client = client
         self._timeout_seconds = timeout_seconds
@@ -79,7 +79,7 @@ class Payments:
         try:
             async with asyncio.timeout(min(timeout_seconds, self._timeout_seconds)):
                 if self._slowness is not None:
-                    await asyncio.sleep(self._slowness())
+                    await asyncio.sleep(self._slowness(order_id))
                 status, body = await self._client.post(
                     b"/" + what.encode(),
                     orjson.dumps(document),

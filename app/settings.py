@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.schemas import MAX_BATCH_ORDERS
 
 PRINCIPAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FAULTS_TOKEN = re.compile(r"[\x21-\x7e]{8,200}")
 _API_KEY_ENTRY = re.compile(rf"{PRINCIPAL.pattern}:[0-9a-fA-F]{{64}}")
 
 # Bounds that no sane value meets: what is beyond them is a slip, and would fail late or never end.
@@ -106,6 +107,9 @@ class Settings(BaseSettings):
     payments_deadline_seconds: Seconds = 5
     payments_max_in_flight: Count = 32
 
+    faults_token: str | None = None  # unset: there is no /faults
+    faults_timeline: Path | None = None  # unset: the log alone
+
     keep_alive_seconds: Seconds = 75
     connection_max_age_seconds: Seconds = 60
     # 5 in a cluster: endpoints are removed while SIGTERM is delivered
@@ -150,6 +154,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "PAYMENTS_URL: neither http:// nor https:// with a host, or with more than a path behind it"
             )
+        if self.faults_token is not None and not _FAULTS_TOKEN.fullmatch(self.faults_token):
+            raise ValueError("FAULTS_TOKEN: 8 to 200 printable ASCII characters, no blank")
         for entry in (self.api_keys or "").split(","):
             if entry.strip() and not _API_KEY_ENTRY.fullmatch(entry.strip()):
                 raise ValueError(

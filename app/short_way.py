@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.intake import OrderIntake
 from app.middleware import Observed
@@ -70,6 +70,10 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the lifespan."""
         await self._observed(scope, receive, send)
+
+    def wrap(self, middleware: Callable[[ASGIApp], ASGIApp]) -> None:
+        """Put *middleware* between the one that observes and what answers."""
+        self._observed = Observed(middleware(self._dispatch))
 
     def add_routes(self, routes: list[Any]) -> None:
         """Add *routes* directly, in order: an included router would hide its prefix from the route label."""

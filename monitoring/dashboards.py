@@ -491,6 +491,28 @@ RESILIENCE = Dashboard(
             ],
         ),
         Row(
+            "Faults on demand",
+            [
+                Panel(
+                    "Faults that are on",
+                    "Faults that somebody asked for through /faults, by kind.",
+                    "short",
+                    [("{{fault}}", "sum by (fault) (fault_injection_active{ours})")],
+                ),
+                Panel(
+                    "Hits of faults",
+                    "Requests, attempts at payments, connections and moments that they have hit.",
+                    _PER_SECOND,
+                    [
+                        (
+                            "{{fault}}",
+                            "sum by (fault) (rate(fault_injection_hits_total{ours}[$__rate_interval]))",
+                        )
+                    ],
+                ),
+            ],
+        ),
+        Row(
             "Process",
             [
                 Panel(

@@ -126,6 +126,9 @@ class Exchange:
             self._start(message)
         elif kind == "http.response.body" and self.response_started and not self.response_complete:
             self._continue(message.get("body", b""), is_last=not message.get("more_body", False))
+        elif kind == "http.response.abort":  # of our own: a fault that was asked for
+            self.disconnected = True
+            self._connection.transport.abort()
         else:
             raise RuntimeError(f"{kind} does not come here in an answer")
 

@@ -17,7 +17,7 @@ _STARTED = re.compile(r"order service on (\S+) .*?(?:   operations (\S+))?\n")
 _START_SECONDS = 30
 
 # Settings with which a service exports all of its metrics and has all of its routes; nobody is at that address.
-EVERYTHING: Mapping[str, object] = {"PAYMENTS_URL": "http://127.0.0.1:9"}
+EVERYTHING: Mapping[str, object] = {"PAYMENTS_URL": "http://127.0.0.1:9", "FAULTS_TOKEN": "let-it-break"}
 
 
 class ServiceProcess:

@@ -46,6 +46,8 @@ def test_the_defaults_are_the_contracts() -> None:
         "PAYMENTS_TIMEOUT_SECONDS": 2,
         "PAYMENTS_DEADLINE_SECONDS": 5,
         "PAYMENTS_MAX_IN_FLIGHT": 32,
+        "FAULTS_TOKEN": None,
+        "FAULTS_TIMELINE": None,
         "KEEP_ALIVE_SECONDS": 75,
         "CONNECTION_MAX_AGE_SECONDS": 60,
         "DRAIN_DELAY_SECONDS": 0,
@@ -73,7 +75,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [name.upper() for name in Settings.model_fields])
 def test_every_bad_value_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """One line that starts with the variable."""
-    anything = {"DATABASE_URL", "EMBEDDED_POSTGRES_DIR"}  # checked where they are used
+    anything = {"DATABASE_URL", "EMBEDDED_POSTGRES_DIR", "FAULTS_TIMELINE"}  # checked where they are used
     if name in anything:
         return
     monkeypatch.setenv(name, "\x7f, bad")
