@@ -2,6 +2,9 @@
 
 import httpx
 
+# HTTP_PROXY and its like are for what is elsewhere.
+_LOOPBACK = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+
 UNANSWERED = (httpx.HTTPError, httpx.InvalidURL)  # no answer, none of 2xx, or no URL
 
 
@@ -18,6 +21,7 @@ def http_client(*, timeout_seconds: float, api_key: str | None = None) -> httpx.
         headers=headers,
         limits=httpx.Limits(max_keepalive_connections=0),
         follow_redirects=True,
+        mounts=_LOOPBACK,
     )
 
 
