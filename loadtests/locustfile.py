@@ -71,13 +71,13 @@ class MixedLoadTest(OrderUser):
     @task(3)
     def list_products(self) -> None:
         """Read the first page of the catalogue."""
-        self.call("GET", "/products", "/products")
+        self.read("/products", "/products", self._is_page)
 
     @task(4)
     def view_product(self) -> None:
         """Read a product."""
         product_id = random.choice(self.product_ids)  # noqa: S311 - not secret
-        self.call("GET", f"/products/{product_id}", "/products/{id}")
+        self.read(f"/products/{product_id}", "/products/{id}", lambda found: _is(found, product_id))
 
     @task(4)
     def create_order(self) -> None:
@@ -92,12 +92,13 @@ class MixedLoadTest(OrderUser):
             self.create_order()
         else:
             order_id = random.choice(self.own_orders)  # noqa: S311 - not secret
-            self.call("GET", f"/orders/{order_id}", "/orders/{id}")
+            self.read(f"/orders/{order_id}", "/orders/{id}", lambda found: _is(found, order_id))
 
     @task(1)
     def list_orders(self) -> None:
         """Read the newest orders of the run."""
-        self.call("GET", f"/orders?customer_id={self.customer_id}&limit=20", "/orders?customer_id=")
+        path = f"/orders?customer_id={self.customer_id}&limit=20"
+        self.read(path, "/orders?customer_id=", self._are_orders)
 
     @task(1)
     def cancel_own_order(self) -> None:
@@ -106,6 +107,26 @@ class MixedLoadTest(OrderUser):
             self.create_order()
         else:
             self.cancel_order(self.own_orders.pop())
+
+    def _is_page(self, found: dict[str, Any]) -> str:
+        known = set(self.product_ids)
+        items = found.get("items")
+        if not isinstance(items, list) or not items:
+            return "without products"
+        return "" if all(item.get("id") in known for item in items) else "with other products"
+
+    def _are_orders(self, found: dict[str, Any]) -> str:
+        items = found.get("items")
+        if not isinstance(items, list):
+            return "without orders"
+        if self.own_orders and not items:
+            return "without the orders that were placed"
+        same = all(item.get("customer_id") == self.customer_id for item in items)
+        return "" if same else "of another customer"
+
+
+def _is(found: dict[str, Any], wanted: str) -> str:
+    return "" if found.get("id") == wanted else "of something else"
 
 
 class ProfileDispatcher(UsersDispatcher):

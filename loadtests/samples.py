@@ -1,6 +1,6 @@
-"""The raw samples of a run: what became of every order, as the generator writes it down and others read it.
+"""The raw samples of a run: what became of every request, as the generator writes it down and others read it.
 
-A line per order, a JSON array of the fields of `Sample` in their order, in `orders-<pid>.jsonl`; gzip once the run is
+A line per request, a JSON array of the fields of `Sample` in their order, in `orders-<pid>.jsonl`; gzip once the run is
 over. Other files of lines (`generator-<pid>.jsonl`) are followed in the same way.
 """
 
@@ -14,19 +14,22 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import orjson
 
 CUT_OFF = "cut_off"  # the run ended before the answer came: nobody's error
+OUT_OF_STOCK, INVALID_STATE = "out_of_stock", "invalid_state"  # refusals of a shop that is right
+WRONG_ANSWER = "wrong_answer"  # a success by its status, and not what was asked for
 
-Operation = Literal["create", "cancel"]
+Operation = Literal["create", "cancel", "read"]
 Outcome = Literal["acknowledged", "refused", "unknown"]
 
 
 class Sample(NamedTuple):
-    """The outcome of one request that changes orders."""
+    """The outcome of one request."""
 
     operation: Operation
-    key: str  # the idempotency key; empty for a cancellation
-    order_id: str  # empty where it is not known
+    route: str  # as in Locust's statistics
+    key: str  # the idempotency key of an order; empty for any other request
+    order_id: str  # empty where it is not known, or there is none
     status: int  # 0: no answer
-    # acknowledged: stored. refused: not executed, and never will be. unknown: it may have been executed.
+    # acknowledged: stored, or read. refused: not executed, and never will be. unknown: it may have been executed.
     outcome: Outcome
     # The service's, `http_502` where it gave none, or one of light_http's; CUT_OFF at the end.
     error_type: str

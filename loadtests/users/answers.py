@@ -1,27 +1,38 @@
 """The service's answers, as the contract means them: what an answer says of the order it is about."""
 
-from loadtests.samples import Operation, Outcome
+from loadtests.samples import INVALID_STATE, OUT_OF_STOCK, Operation, Outcome
 from loadtests.users.light_http import Answer
+from loadtests.users.orders import MadeOrder
 
 _BAD_REQUEST = 400
 _SERVER_ERROR = 500
 
-ACKNOWLEDGED: dict[Operation, int] = {"create": 201, "cancel": 200}
-# Refusals that are the shop's right, not a failure of the service: (operation, status, error_type).
-EXPECTED_REFUSALS = frozenset({("create", 409, "out_of_stock"), ("cancel", 409, "invalid_state")})
+ACKNOWLEDGED: dict[Operation, int] = {"create": 201, "cancel": 200, "read": 200}
+# Refusals that are the shop's right, where they are true: (operation, status, error_type).
+EXPECTED_REFUSALS = frozenset({("create", 409, OUT_OF_STOCK), ("cancel", 409, INVALID_STATE)})
 
 
 class UnexpectedAnswerError(Exception):
     """The service answered, but not what the contract promises for this request."""
 
 
-def order_id(answer: Answer) -> str:
-    """The order's id, from Location or else the body; empty where neither names it."""
-    location = answer.headers.get(b"location")
-    if location:
-        return location.rpartition(b"/")[2].decode("latin-1")
-    found = answer.document().get("id")
-    return found if isinstance(found, str) else ""
+def acknowledgement(answer: Answer, made: MadeOrder) -> tuple[str, str]:
+    """The id of the order that *answer*, a 201, acknowledges; and how it is not the one that was asked for."""
+    document = answer.document()
+    wrong = made.differs(document)
+    order_id = str(document["id"]) if not wrong else ""
+    location = answer.headers.get(b"location", b"")
+    if order_id and location.rpartition(b"/")[2].decode("latin-1") not in ("", order_id):
+        wrong = "with another id in its Location"
+    return order_id, wrong
+
+
+def cancellation(answer: Answer, order_id: str) -> str:
+    """How *answer*, a 200, is not the cancelled order; empty: it is."""
+    document = answer.document()
+    if document.get("id") != order_id:
+        return "of another order"
+    return "" if document.get("status") == "cancelled" else "of an order that is not cancelled"
 
 
 def refusal(answer: Answer) -> tuple[Outcome, str]:

@@ -1,7 +1,6 @@
 """The target's catalogue, and orders for what is in it, made up beforehand; both once for a target and test."""
 
 import functools
-import random
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -11,14 +10,11 @@ from locust import events
 
 from loadtests.users.answers import UnexpectedAnswerError, error_type_of, unexpected
 from loadtests.users.light_http import LightHttp
-
-ORDER_VARIANTS = 1024
+from loadtests.users.orders import MAX_PRODUCTS, PAGE_SIZE, MadeOrder, Product, made_orders, products_in
 
 _OK = 200
-_MAX_PRODUCTS = 10_000
-_PAGE_SIZE = 100
 
-_products: dict[str, list[str]] = {}
+_products: dict[str, list[Product]] = {}
 
 
 @events.test_start.add_listener
@@ -28,47 +24,44 @@ def forget_products(**_: Any) -> None:
     order_variants.cache_clear()
 
 
-def products_of(host: str, http: LightHttp) -> list[str]:
-    """The ids of what *host* sells, read over *http* where they are not known yet; raises as `read_products`."""
+def products_of(host: str, http: LightHttp) -> list[Product]:
+    """What *host* sells, read over *http* where they are not known yet; raises as `read_products`."""
     if host not in _products:
         _products[host] = read_products(http)
     return _products[host]
 
 
-def read_products(http: LightHttp) -> list[str]:
-    """The ids of what the target sells, the first 10,000 of them, page by page.
+def read_products(http: LightHttp) -> list[Product]:
+    """The first 10,000 products of what the target sells, page by page.
 
     Raises:
         TransportError: no answer.
         UnexpectedAnswerError: not the contract's, or there is nothing to order.
     """
-    product_ids: list[str] = []
+    products: list[Product] = []
     cursor: object = ""
-    while cursor is not None and len(product_ids) < _MAX_PRODUCTS:
-        query = f"?limit={_PAGE_SIZE}" + (f"&cursor={quote(str(cursor), safe='')}" if cursor else "")
+    while cursor is not None and len(products) < MAX_PRODUCTS:
+        query = f"?limit={PAGE_SIZE}" + (f"&cursor={quote(str(cursor), safe='')}" if cursor else "")
         answer = http.request("GET", f"/products{query}")
         page = answer.document()
-        items = page.get("items")
-        if answer.status != _OK or not isinstance(items, list):
+        if answer.status != _OK:
             raise unexpected(answer.status, error_type_of(answer.status, page))
-        product_ids += [str(item["id"]) for item in items]
+        try:
+            products += products_in(page)
+        except (KeyError, TypeError, ValueError):
+            raise UnexpectedAnswerError("no page of products with their prices") from None
         cursor = page.get("next_cursor")
-    if not product_ids:
+    if not products:
         raise UnexpectedAnswerError("the catalogue is empty")
-    return product_ids
+    return products
 
 
 @functools.cache
-def order_variants(host: str, customer_id: str, head: bytes) -> Sequence[tuple[bytes, bytes]]:
-    """Orders of one to three lines as they go over the wire: what is before and after the idempotency key."""
-    choose = random.Random(customer_id)  # noqa: S311 - repeatable, not secret
-    product_ids = _products[host]
+def order_variants(host: str, customer_id: str, head: bytes) -> Sequence[tuple[bytes, bytes, MadeOrder]]:
+    """The run's orders as they go over the wire: what is before and after the idempotency key; and the order."""
     variants = []
-    for _ in range(ORDER_VARIANTS):
-        lines = choose.sample(product_ids, min(choose.randint(1, 3), len(product_ids)))
-        items = [{"product_id": product_id, "quantity": choose.randint(1, 3)} for product_id in lines]
-        body = orjson.dumps({"customer_id": customer_id, "items": items})
-        variants.append(
-            (b"%b\r\nContent-Length: %d\r\nIdempotency-Key: " % (head, len(body)), b"\r\n\r\n" + body)
-        )
+    for made in made_orders(customer_id, _products[host]):
+        body = orjson.dumps(made.document)
+        before = b"%b\r\nContent-Length: %d\r\nIdempotency-Key: " % (head, len(body))
+        variants.append((before, b"\r\n\r\n" + body, made))
     return variants

@@ -1,16 +1,13 @@
 """A Locust user that costs little, and is in Locust's statistics like any other."""
 
 import os
-import time
-from collections.abc import Sequence
 
 from locust import User
 from locust.env import Environment
 from locust.exception import StopTest
 from locust.user.task import LOCUST_STATE_STOPPING, LOCUST_STATE_WAITING
 
-from loadtests.users.answers import error_type_of, unexpected
-from loadtests.users.light_http import Answer, LightHttp, TransportError
+from loadtests.users.light_http import Answer, LightHttp
 
 DEFAULT_HOST = "http://localhost:8000"
 
@@ -57,21 +54,6 @@ class LightUser(User):
     def on_stop(self) -> None:
         """Hang up."""
         self.http.close()
-
-    def call(self, method: str, path: str, name: str, *, expected: Sequence[int] = (200,)) -> Answer | None:
-        """One request in the statistics; None where there was no answer or not an *expected* status."""
-        started_at, start = time.time(), time.perf_counter()
-        answer: Answer | None = None
-        failure: Exception | None = None
-        try:
-            answer = self.http.request(method, path)
-        except TransportError as exc:
-            failure = exc
-        latency_seconds = time.perf_counter() - start
-        if answer is not None and answer.status not in expected:
-            failure = unexpected(answer.status, error_type_of(answer.status, answer.document()))
-        self.report(method, name, started_at, latency_seconds, answer, failure)
-        return answer if failure is None else None
 
     def could_not_run(self, why: str) -> StopTest:
         """Locust's way to end a test from a constructor; left alone it would exit with 0, and a master not hear it."""

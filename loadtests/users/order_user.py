@@ -4,19 +4,20 @@ Each request fires Locust's `request` event, so that its console, web interface,
 show. What those cannot show, what became of each order by its id, goes to `order_sinks`.
 """
 
-import random
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from locust.env import Environment
 
-from loadtests.samples import CUT_OFF, Operation, Outcome, Sample
-from loadtests.users import answers, session
-from loadtests.users.catalogue import ORDER_VARIANTS, order_variants, products_of
+from loadtests.samples import CUT_OFF, WRONG_ANSWER, Operation, Outcome, Sample
+from loadtests.users import answers, orders, session
+from loadtests.users.catalogue import order_variants, products_of
 from loadtests.users.light_http import Answer, NotConnected, TransportError
 from loadtests.users.light_user import DEFAULT_HOST, LightUser
+from loadtests.users.orders import ORDER_VARIANTS
 
 _REMEMBERED_ORDERS = 20
 
@@ -33,15 +34,15 @@ class OrderUser(LightUser):
         super().__init__(environment)
         host = self.host or DEFAULT_HOST
         try:
-            self.product_ids = products_of(host, self.http)
+            self.product_ids = [product.id for product in products_of(host, self.http)]
         except (TransportError, answers.UnexpectedAnswerError) as exc:
             raise self.could_not_run(f"no products from {host}: {exc}") from None
         head = self.http.head("POST", "/orders", {"Content-Type": "application/json"})
         self.customer_id = session.customer_id(environment)
         self._variants = order_variants(host, self.customer_id, head)
-        self._key_prefix = f"{session.run_id(environment)}-{uuid.uuid4().hex[:16]}-"
+        self._run_id, self._user = session.run_id(environment), uuid.uuid4().hex[:16]
         self._count = 0
-        self._offset = random.randrange(ORDER_VARIANTS)  # noqa: S311 - not secret
+        self._offset = int(self._user, 16)
         self.own_orders: deque[str] = deque(maxlen=_REMEMBERED_ORDERS)
 
     def place_order(self, *, late_seconds: float = 0.0) -> str | None:
@@ -51,32 +52,69 @@ class OrderUser(LightUser):
             late_seconds: how long ago this should have been done; counted into the latency.
         """
         self._count += 1
-        key = f"{self._key_prefix}{self._count}"
-        head, body = self._variants[(self._offset + self._count) % ORDER_VARIANTS]
-        return self._change(
-            "create", "/orders", b"%b%b%b" % (head, key.encode(), body), key=key, late_seconds=late_seconds
+        key = orders.key(self._run_id, self._user, self._count)
+        head, body, made = self._variants[(self._offset + self._count) % ORDER_VARIANTS]
+        request = b"%b%b%b" % (head, key.encode(), body)
+        return self._send(
+            "create",
+            "POST",
+            "/orders",
+            request,
+            lambda answer: answers.acknowledgement(answer, made),
+            key=key,
+            late_seconds=late_seconds,
         )
 
     def cancel_order(self, order_id: str) -> bool:
         """POST /orders/{id}/cancel; whether it was acknowledged."""
         head = self.http.head("POST", f"/orders/{order_id}/cancel")
         request = head + b"\r\nContent-Length: 0\r\n\r\n"
-        return self._change("cancel", "/orders/{id}/cancel", request, order_id=order_id) is not None
+        acknowledged = self._send(
+            "cancel",
+            "POST",
+            "/orders/{id}/cancel",
+            request,
+            lambda answer: (order_id, answers.cancellation(answer, order_id)),
+            order_id=order_id,
+        )
+        return acknowledged is not None
 
-    def _change(
+    def read(self, path: str, route: str, wrong: Callable[[dict[str, Any]], str]) -> bool:
+        """GET *path*; whether it was answered with what was asked for.
+
+        Args:
+            route: its name in the statistics.
+            wrong: how a document is not what was asked for; empty: it is.
+        """
+        request = self.http.head("GET", path) + b"\r\n\r\n"
+        return (
+            self._send("read", "GET", route, request, lambda answer: ("", wrong(answer.document())))
+            is not None
+        )
+
+    def _send(
         self,
         operation: Operation,
-        name: str,
+        method: str,
+        route: str,
         request: bytes,
+        read: Callable[[Answer], tuple[str, str]],
         *,
         key: str = "",
         order_id: str = "",
         late_seconds: float = 0.0,
     ) -> str | None:
-        """Send *request*, once; hand its sample to the sinks and its figures to Locust."""
+        """Send *request*, once; hand its sample to the sinks and its figures to Locust.
+
+        Args:
+            read: of an answer that acknowledges: the order's id, and how it is not what was asked for.
+
+        Returns:
+            The id of the order that was acknowledged, "" of what was read; None of anything else.
+        """
         outcome: Outcome = "unknown"
         error_type = CUT_OFF
-        status, replayed = 0, False
+        status, replayed, name = 0, False, route
         answer: Answer | None = None
         failure: Exception | None = None
         started_at, start = time.time() - late_seconds, time.perf_counter() - late_seconds
@@ -92,19 +130,22 @@ class OrderUser(LightUser):
             latency_seconds = time.perf_counter() - start
             status = answer.status
             if status == answers.ACKNOWLEDGED[operation]:
-                outcome, error_type = "acknowledged", ""
-                order_id = order_id or answers.order_id(answer)
                 replayed = b"idempotency-replayed" in answer.headers
-                failure = None if order_id else answers.UnexpectedAnswerError(f"{status} without an order id")
+                order_id, how = _understood(answer, read)
+                outcome, error_type = ("unknown", WRONG_ANSWER) if how else ("acknowledged", "")
+                failure = answers.UnexpectedAnswerError(f"{status} {how}") if how else None
             else:
                 outcome, error_type = answers.refusal(answer)
                 if (operation, status, error_type) in answers.EXPECTED_REFUSALS:
-                    name = f"{name} [{error_type}]"  # apart: a fast refusal would flatter the orders' latency
+                    name = (
+                        f"{route} [{error_type}]"  # apart: a fast refusal would flatter the orders' latency
+                    )
                 else:
                     failure = answers.unexpected(status, error_type)
         finally:  # also where the user is stopped while it waits: Locust counts no request then, the ledger must
             sample = Sample(
                 operation,
+                route,
                 key,
                 order_id,
                 status,
@@ -117,5 +158,12 @@ class OrderUser(LightUser):
             )
             for sink in order_sinks:
                 sink(sample)
-        self.report("POST", name, started_at, latency_seconds, answer, failure)
-        return order_id if outcome == "acknowledged" and order_id else None
+        self.report(method, name, started_at, latency_seconds, answer, failure)
+        return order_id if outcome == "acknowledged" else None
+
+
+def _understood(answer: Answer, read: Callable[[Answer], tuple[str, str]]) -> tuple[str, str]:
+    try:
+        return read(answer)
+    except (AttributeError, TypeError):
+        return "", "not of the contract's form"

@@ -6,6 +6,7 @@ Every process that runs users appends to two files of its own there: `orders-<pi
 of the fields of `Sample`; and `generator-<pid>.jsonl`, a line per second:
     [time, users, CPU seconds so far, [lateness in ms of a timer that should ring every 50 ms],
      arrivals due so far, arrivals sent so far (open model)]
+Locust's own report is locust.html.
 """
 
 import atexit
@@ -18,7 +19,8 @@ import gevent
 import orjson
 from locust import events
 from locust.env import Environment
-from locust.runners import MasterRunner
+from locust.html import get_html_report
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.samples import Sample, to_lines
 from loadtests.users.order_user import order_sinks
@@ -60,10 +62,18 @@ class Recorder:
             while (start := time.perf_counter()) < line_due:
                 gevent.sleep(_TICK_SECONDS)
                 lateness_ms.append(round((time.perf_counter() - start - _TICK_SECONDS) * 1000, 2))
-            runner = self._environment.runner
-            users = 0 if runner is None else runner.user_count
-            line = [time.time(), users, time.process_time(), lateness_ms, *self._arrivals()]
-            self._generator.write(orjson.dumps(line) + b"\n")
+            self._write_line(lateness_ms)
+
+    def end(self) -> None:
+        """Write what is left: users end after `quitting`."""
+        self.flush()
+        self._write_line([0.0])
+
+    def _write_line(self, lateness_ms: list[float]) -> None:
+        runner = self._environment.runner
+        users = 0 if runner is None else runner.user_count
+        line = [time.time(), users, time.process_time(), lateness_ms, *self._arrivals()]
+        self._generator.write(orjson.dumps(line) + b"\n")
 
     def _arrivals(self) -> tuple[int, int]:
         for user_class in self._environment.user_classes:
@@ -74,14 +84,23 @@ class Recorder:
         return 0, 0
 
 
+def write_report(environment: Environment, directory: Path) -> None:
+    """Locust's report, beside ours."""
+    (directory / "locust.html").write_text(get_html_report(environment, show_download_link=False))
+
+
 @events.init.add_listener
 def start(environment: Environment, **_: Any) -> None:
-    """Begin, in every process but a master; forks are over by now."""
+    """Begin, in every process but a master; forks are over by now. Who is no worker writes Locust's own report."""
+    directory = Path(os.environ["LOADTEST_RECORD_DIR"])
+    if not isinstance(environment.runner, WorkerRunner):
+        # --html would do, but for SIGTERM, which ends a run here.
+        environment.events.quit.add_listener(lambda **_: write_report(environment, directory))
     if isinstance(environment.runner, MasterRunner):
         return
-    recorder = Recorder(Path(os.environ["LOADTEST_RECORD_DIR"]), environment)
+    recorder = Recorder(directory, environment)
     order_sinks.append(recorder.note)
     gevent.spawn(recorder.flush_forever)
     gevent.spawn(recorder.watch_forever)
-    environment.events.quit.add_listener(lambda **_: recorder.flush())  # users end after `quitting`
+    environment.events.quit.add_listener(lambda **_: recorder.end())
     atexit.register(recorder.flush)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,7 +268,10 @@ def test_a_sold_out_shop_is_no_failure(shop: Shop, tmp_path: Path) -> None:
 
 # A scripted service
 
-PRODUCTS = {"items": [{"id": "SKU-1"}, {"id": "SKU-2"}], "next_cursor": None}
+PRODUCTS = {
+    "items": [{"id": f"SKU-{number}", "price_cents": 100, "currency": "EUR"} for number in (1, 2)],
+    "next_cursor": None,
+}
 
 
 def answer(status: int, document: object, *headers: str) -> bytes:
@@ -281,15 +284,32 @@ def problem(status: int, error_type: str, outcome: str) -> bytes:
     return answer(status, {"error_type": error_type, "outcome": outcome})
 
 
+Turn = bytes | Callable[[bytes], bytes] | None
+
+
+def created(order_id: str, *headers: str, **changes: object) -> Callable[[bytes], bytes]:
+    """The answer to an order: the order itself, with *changes*."""
+
+    def made(request: bytes) -> bytes:
+        sent = json.loads(request.partition(b"\r\n\r\n")[2])
+        items = [{**item, "unit_price_cents": 100} for item in sent["items"]]
+        total = sum(item["quantity"] * 100 for item in items)
+        order = {**sent, "id": order_id, "items": items, "total_cents": total, "currency": "EUR"}
+        return answer(201, {**order, "status": "confirmed", **changes}, *headers)
+
+    return made
+
+
 class Turns:
     """A service that answers its n-th order, over whichever connection, with the n-th turn; then never again."""
 
-    def __init__(self, *turns: bytes | None) -> None:
+    def __init__(self, *turns: Turn) -> None:
         self._turns = iter(turns)
 
     def __call__(self, peer: Peer) -> None:
         while True:
-            if peer.read().startswith(b"GET /products"):
+            request = peer.read()
+            if request.startswith(b"GET /products"):
                 peer.send(answer(200, PRODUCTS))
                 continue
             try:
@@ -300,16 +320,25 @@ class Turns:
             if turn is None:
                 peer.reset()
                 return
-            peer.send(turn)
+            peer.send(turn(request) if callable(turn) else turn)
 
 
 @pytest.mark.slow
 def test_every_order_has_an_outcome(tmp_path: Path) -> None:
     """Whatever becomes of a request, its record says what is known of the order, and Locust what failed."""
     turns = (
-        (answer(201, {}, "Location: /orders/o-1"), (201, "acknowledged", "", "o-1")),
-        (answer(201, {"id": "o-2"}), (201, "acknowledged", "", "o-2")),
-        (answer(201, {}), (201, "acknowledged", "", "")),
+        (created("o-1", "Location: /orders/o-1"), (201, "acknowledged", "", "o-1")),
+        (created("o-2"), (201, "acknowledged", "", "o-2")),
+        (created("o-3", "Location: /orders/o-4"), (201, "unknown", "wrong_answer", "o-3")),
+        (answer(201, {}, "Location: /orders/o-1"), (201, "unknown", "wrong_answer", "")),
+        (answer(201, {"id": "o-5"}), (201, "unknown", "wrong_answer", "")),
+        (answer(201, ["not", "an", "order"]), (201, "unknown", "wrong_answer", "")),
+        (created("o-6", items=[1, 2]), (201, "unknown", "wrong_answer", "")),
+        (created("o-7", items=[]), (201, "unknown", "wrong_answer", "")),
+        (created("o-8", total_cents=0), (201, "unknown", "wrong_answer", "")),
+        (created("o-9", currency="USD"), (201, "unknown", "wrong_answer", "")),
+        (created("o-9", customer_id="another"), (201, "unknown", "wrong_answer", "")),
+        (created("o-9", status="lost"), (201, "unknown", "wrong_answer", "")),
         (problem(409, "out_of_stock", "not_executed"), (409, "refused", "out_of_stock", "")),
         (problem(422, "validation", "not_executed"), (422, "refused", "validation", "")),
         (problem(503, "overloaded", "not_executed"), (503, "refused", "overloaded", "")),
@@ -346,8 +375,8 @@ def test_every_order_has_an_outcome(tmp_path: Path) -> None:
         assert {item["product_id"] for item in json.loads(body)["items"]} <= {"SKU-1", "SKU-2"}
     assert run.code == 1
     assert run.statistics["POST", "/orders [out_of_stock]"]["num_failures"] == 0
-    assert run.statistics["POST", "/orders"]["num_failures"] == 11
-    assert run.statistics["POST", "/orders"]["num_requests"] == 13
+    assert run.statistics["POST", "/orders"]["num_failures"] == 20
+    assert run.statistics["POST", "/orders"]["num_requests"] == 22
 
 
 @pytest.mark.slow
@@ -370,11 +399,11 @@ def test_orders_in_flight_finish_at_the_end(processes: Sequence[str], tmp_path: 
 
     def slow(peer: Peer) -> None:
         while True:
-            if peer.read().startswith(b"GET"):
+            if (request := peer.read()).startswith(b"GET"):
                 peer.send(answer(200, PRODUCTS))
             else:
                 time.sleep(3)  # longer than the test runs
-                peer.send(answer(201, {"id": "o-1"}))
+                peer.send(created("o-1")(request))
 
     file, path = write_ledger_file(tmp_path)
     with ScriptedServer(slow) as server:
@@ -390,11 +419,11 @@ def test_latency_counts_from_when_an_order_should_have_started(tmp_path: Path) -
 
     def slow(peer: Peer) -> None:
         while True:
-            if peer.read().startswith(b"GET"):
+            if (request := peer.read()).startswith(b"GET"):
                 peer.send(answer(200, PRODUCTS))
             else:
                 time.sleep(0.1)
-                peer.send(answer(201, {"id": "o-1"}))
+                peer.send(created("o-1")(request))
 
     file, path = write_ledger_file(tmp_path, module="open_model")
     with ScriptedServer(slow) as server:
