@@ -1,7 +1,6 @@
 """The target of a run: a deployment that runs already, or a service of our own on a fresh embedded Postgres."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from loadtests.service_side.prometheus import Prometheus, PrometheusError
 from loadtests.service_side.prometheus_sampler import selling
 
 _CONNECTIONS_PER_REPLICA = 70  # of which its pool of 50 is less than three quarters
-_DEFAULT_MEMORY_BYTES = 2 * 2**30  # the plan's limit of a container
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,6 @@ class Target:
     dsn: str | None  # of its database
     pids: Sequence[int] = ()  # of service processes on this machine
     postgres: processes.Postgres | None = None  # ours
-
-    @property
-    def memory_limit_bytes(self) -> float:
-        """The limit of one service process: its cgroup's where it is ours and has one, else the plan's 2 GiB."""
-        limits = [limit for pid in self.pids if (limit := cgroup_memory_limit_bytes(pid)) is not None]
-        return float(min(limits, default=_DEFAULT_MEMORY_BYTES))
 
     @property
     def trouble(self) -> str:
@@ -66,6 +58,7 @@ def own_service(
     replicas: int = 1,
     command: Sequence[str] = processes.SERVICE,
     settings: Mapping[str, str] | None = None,
+    cwd: Path = processes.ROOT,
 ) -> Iterator[Target]:
     """The service with its shipped settings on a Postgres of its own in *folder*; both end with the block.
 
@@ -80,30 +73,7 @@ def own_service(
             folder, max_connections=replicas * _CONNECTIONS_PER_REPLICA if replicas > 1 else None
         ) as postgres,
         processes.service(
-            postgres.dsn, folder, command=command, replicas=replicas, settings=settings
+            postgres.dsn, folder, command=command, replicas=replicas, settings=settings, cwd=cwd
         ) as service,
     ):
         yield Target(service.url, service.metrics_urls, postgres.dsn, [service.process.pid], postgres)
-
-
-def cgroup_memory_limit_bytes(pid: int) -> int | None:
-    """The memory limit that applies to *pid*; None: there is none, or no cgroups (Linux, v2 and v1)."""
-    try:
-        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, name = Path("/sys/fs/cgroup"), "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-        else:
-            continue
-        # In a container the path may be that of the host: its own group is then mounted at the root.
-        for folder in (root / path.lstrip("/"), root):
-            with contextlib.suppress(OSError, ValueError):
-                limit = int((folder / name).read_text())
-                if limit < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-                    return limit
-    return None

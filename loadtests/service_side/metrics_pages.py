@@ -11,9 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadtests.run_record import ServiceFigures
 from loadtests.samples import Window
 from loadtests.service_side.http_client import UNANSWERED, http_client, why
-from loadtests.service_side.readings import Page, Pages, Readings
+from loadtests.service_side.readings import Limits, Page, Pages, Readings
 
 _TIMEOUT_SECONDS = 5.0
+_LAST_ATTEMPTS = 3
 
 
 class PageError(Exception):
@@ -78,11 +79,23 @@ class MetricsSampler:
             except PageError as exc:
                 self.trouble[replica.url] = str(exc)
 
+    @property
+    def unread(self) -> str:
+        """Why the rise of the counters is not known; empty: it is."""
+        turns = [one.url for one in self._readings.replicas if one.takes_turns]
+        said = [f"{url}: several processes take turns behind it" for url in turns]
+        return "; ".join([*self.trouble.values(), *said])
+
     def finish(self) -> None:
         """Stop reading, after one last time: everything that was asked for has ended."""
         self._ended.set()
         self._thread.join()
-        self.read()
+        for _ in range(_LAST_ATTEMPTS):  # one that is only slow answers in the end
+            self.read()
+            if not self.trouble:
+                break
+        for replica in self._readings.replicas:
+            replica.gone = replica.url in self.trouble and bool(replica.readings)
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval_seconds):
@@ -92,9 +105,9 @@ class MetricsSampler:
         """The rise of `orders_total{status="success"}` from the first reading to the last, all replicas."""
         return None if self.trouble else self._readings.success_rise()
 
-    def server(self, window: Window, *, memory_limit_bytes: float) -> ServiceFigures:
+    def server(self, window: Window, *, limits: Limits) -> ServiceFigures:
         """The figures over *window*."""
-        return self._readings.server(window, source="metrics", memory_limit_bytes=memory_limit_bytes)
+        return self._readings.server(window, source="metrics", limits=limits)
 
     def per_second(self, origin: float, seconds: range) -> Mapping[str, list[float | None]]:
         """The server's columns over *seconds* since *origin* (see `SERIES`)."""

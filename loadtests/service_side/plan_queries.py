@@ -43,7 +43,7 @@ SAMPLES = (
     '{__name__=~"circuit_breaker_state|circuit_breaker_transitions_total|db_connections_total|db_pool_(in_use|max)'
     "|event_loop_lag_seconds|order_batch_queue_depth|order_batch_size_(sum|count)"
     "|order_processing_seconds_(bucket|sum|count)|order_stage_seconds_(sum|count)|orders_total"
-    "|process_cpu_seconds_total|process_resident_memory_bytes|requests_in_flight|requests_shed_total"
+    "|process_(cpu_seconds_total|resident_memory_bytes|start_time_seconds)|requests_in_flight|requests_shed_total"
     '|retries_total"}'
 )
 SUCCESS = 'orders_total{status="success"}'

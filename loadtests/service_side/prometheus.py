@@ -28,30 +28,38 @@ class Prometheus:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.ahead_seconds = 0.0  # its clock before ours; all times here are ours
         self._client = http_client(timeout_seconds=_TIMEOUT_SECONDS)
 
     def reload(self) -> None:
         """POST /-/reload: it reads its configuration again; no metric is reset by it."""
         self._send("POST", "/-/reload")
 
+    def set_clock(self) -> None:
+        """Find out how far its clock is before ours: what it calls now, in the middle of the time that it takes."""
+        asked_at = time.time()
+        its_time = float(self._get("/api/v1/query", query="time()")["result"][1])
+        self.ahead_seconds = its_time - (asked_at + time.time()) / 2
+
     def query(self, promql: str, at: float | None = None) -> Vector:
-        """The instant vector at *at*, by default now, without NaN."""
-        result = self._get("/api/v1/query", query=promql, time=time.time() if at is None else at)["result"]
+        """The instant vector at *at*, by default its own now, without NaN."""
+        when = {} if at is None else {"time": at + self.ahead_seconds}
+        result = self._get("/api/v1/query", query=promql, **when)["result"]
         values = [(series["metric"], float(series["value"][1])) for series in result]
         return [(labels, value) for labels, value in values if not math.isnan(value)]
 
     def query_range(self, promql: str, window: Window, step_seconds: float) -> Matrix:
         """*promql* at every step of *window*, without NaN."""
-        return _matrix(
-            self._get(
-                "/api/v1/query_range", query=promql, start=window.start, end=window.end, step=step_seconds
-            )["result"]
+        start, end = window.start + self.ahead_seconds, window.end + self.ahead_seconds
+        return self._matrix(
+            self._get("/api/v1/query_range", query=promql, start=start, end=end, step=step_seconds)["result"]
         )
 
     def samples(self, selector: str, window: Window) -> Matrix:
         """Every sample of *selector* in *window*, at the times of the scrapes."""
         promql = f"{selector}[{math.ceil(window.seconds)}s]"
-        return _matrix(self._get("/api/v1/query", query=promql, time=window.end)["result"])
+        end = window.end + self.ahead_seconds
+        return self._matrix(self._get("/api/v1/query", query=promql, time=end)["result"])
 
     def scraped_urls(self) -> Mapping[Instance, str]:
         """By (job, instance): the page of each target whose last scrape went well."""
@@ -60,13 +68,27 @@ class Prometheus:
             instance(target["labels"]): target["scrapeUrl"] for target in targets if target["health"] == "up"
         }
 
-    def firing(self) -> set[tuple[str, str]]:
-        """(severity, alert and its labels) of all that fire now."""
-        return {
-            (alert["labels"].get("severity", ""), _alert_name(alert["labels"]))
-            for alert in self._get("/api/v1/alerts")["alerts"]
-            if alert["state"] == "firing"
-        }
+    def alerting_rules(self) -> Mapping[str, str]:
+        """The alerts that it has loaded, and the health of the worst rule of each."""
+        health: dict[str, str] = {}
+        for group in self._get("/api/v1/rules", type="alert")["groups"]:
+            for rule in group["rules"]:
+                if health.get(rule["name"], "ok") == "ok":
+                    health[rule["name"]] = rule.get("health", "unknown")
+        return health
+
+    def _matrix(self, result: Sequence[Any]) -> Matrix:
+        return [
+            (
+                series["metric"],
+                [
+                    (at - self.ahead_seconds, value)
+                    for at, text in series["values"]
+                    if not math.isnan(value := float(text))
+                ],
+            )
+            for series in result
+        ]
 
     def _get(self, path: str, **query: str | float) -> Any:
         answer = self._send("GET", path, query)
@@ -85,18 +107,3 @@ class Prometheus:
 def instance(labels: Mapping[str, str]) -> Instance:
     """The instance that a series is of."""
     return labels.get("job", ""), labels.get("instance", "")
-
-
-def _matrix(result: Sequence[Any]) -> Matrix:
-    return [
-        (
-            series["metric"],
-            [(at, value) for at, text in series["values"] if not math.isnan(value := float(text))],
-        )
-        for series in result
-    ]
-
-
-def _alert_name(labels: Mapping[str, str]) -> str:
-    rest = ", ".join(f"{k}={v}" for k, v in sorted(labels.items()) if k not in ("alertname", "severity"))
-    return f"{labels.get('alertname', '')}{{{rest}}}"

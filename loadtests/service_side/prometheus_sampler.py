@@ -2,19 +2,19 @@
 
 import dataclasses
 import statistics
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
+from urllib.parse import urlsplit
 
 from loadtests.run_record import Query, ServiceFigures
 from loadtests.samples import Window
 from loadtests.service_side import plan_queries
+from loadtests.service_side.alerts import Alerts, alerts_of
 from loadtests.service_side.plan_queries import CPU, MEMORY, PLAN_QUERIES, PlanQuery
 from loadtests.service_side.prometheus import Instance, Prometheus, PrometheusError, Vector, instance
-from loadtests.service_side.readings import Labels, Page, Pages, Readings
+from loadtests.service_side.readings import Labels, Limits, Page, Pages, Readings
 
-_ALERTS_SECONDS = 5.0
 _FIRST_SCRAPE_SECONDS = 30.0  # Prometheus takes 5 s to read whom to scrape
 _NEXT_SCRAPE_SECONDS = 60.0
 _LOOK_BACK_SECONDS = 60.0  # for the last scrape before the run
@@ -25,18 +25,23 @@ _OWN_LABELS = {"status", "error_type", "le", "stage", "to", "breaker", "operatio
 
 
 class PrometheusSampler:
-    """Asks Prometheus for the same figures as `MetricsSampler` reads by itself; open it around the run."""
+    """Asks Prometheus for the same figures as `MetricsSampler` reads by itself; open it around the run.
 
-    def __init__(self, prometheus: Prometheus) -> None:
+    Args:
+        urls: pages of what is tested: their jobs are ours, and other order services' are not. Without one that
+            Prometheus scrapes, all order services are.
+    """
+
+    def __init__(self, prometheus: Prometheus, urls: Sequence[str] = ()) -> None:
         self._prometheus = prometheus
         self.trouble: dict[str, str] = {}
-        self._fired: set[tuple[str, str]] | None = None
+        self._urls = urls
+        self._alerts = Alerts()
+        self._others: set[str] = set()  # jobs of other order services
         self._before: set[Instance] = set()
-        self._instances: set[Instance] = set()  # those that sell: every program has a CPU figure
+        self._instances: set[Instance] = set()  # those that sold, whenever: every program has a CPU figure
         self._replicas: Mapping[Instance, Pages] = {}
         self._began_at = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
     def __enter__(self) -> Self:
         """Begin.
@@ -44,31 +49,44 @@ class PrometheusSampler:
         Raises:
             PrometheusError: it does not answer, or scrapes no order service.
         """
-        self._before = selling(self._prometheus)
+        self._prometheus.set_clock()
+        found = selling(self._prometheus)
+        addresses = {urlsplit(url).netloc for url in self._urls}
+        pages = self._prometheus.scraped_urls()
+        jobs = {its[0] for its in found if urlsplit(pages.get(its, "")).netloc in addresses}
+        self._others = {job for job, _ in found} - jobs if jobs else set()
+        self._before = {its for its in found if its[0] not in self._others}
         self._began_at = time.time()
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+        pass
+
+    @property
+    def unread(self) -> str:
+        """Why the rise of the counters is not known; empty: it is."""
+        return "; ".join(self.trouble.values())
 
     def finish(self) -> None:
         """Wait until every instance was scraped once more: everything that was asked for has ended."""
-        self._ended.set()
-        self._thread.join()
-        self._look_at_alerts()
         try:
-            self._wait_for_scrape()
-            self._instances = {instance(labels) for labels, _ in self._prometheus.query(plan_queries.SUCCESS)}
+            last = self._wait_for_scrape()
+            run = Window(self._began_at, time.time())
+            seen = self._prometheus.samples(plan_queries.SUCCESS, run)
+            self._instances = self._before | {
+                instance(labels) for labels, _ in seen if labels.get("job", "") not in self._others
+            }
             self._replicas = self._read()
+            for its in self._instances & self._replicas.keys():
+                self._replicas[its].gone = its not in last
+            self._alerts = alerts_of(self._prometheus, run, self._instances, self._others)
         except PrometheusError as exc:
             self.trouble[self._prometheus.url] = str(exc)
+            self._alerts = Alerts(trouble=str(exc))
 
     def success_rise(self) -> float | None:
         """The rise of `orders_total{status="success"}` over the run; None where an instance restarted or is gone."""
-        broken = any(replica.restarted for replica in self._replicas.values())
-        if self.trouble or broken or not self._before <= self._instances:
+        if self.trouble or not self._before <= self._instances:
             return None
         return Readings([*self._replicas.values()]).success_rise()
 
@@ -86,14 +104,15 @@ class PrometheusSampler:
             return None, None, None
         return None if cpu is None else cpu * 100, in_use, pool_max
 
-    def server(self, window: Window, *, memory_limit_bytes: float) -> ServiceFigures:
+    def server(self, window: Window, *, limits: Limits) -> ServiceFigures:
         """The figures over *window*."""
         server = dataclasses.replace(
-            Readings([*self._replicas.values()]).server(
-                window, source="prometheus", memory_limit_bytes=memory_limit_bytes
-            ),
-            critical_alerts=self._alerts("critical"),
-            warning_alerts=self._alerts("warning"),
+            Readings([*self._replicas.values()]).server(window, source="prometheus", limits=limits),
+            critical_alerts=self._alerts.critical,
+            warning_alerts=self._alerts.warning,
+            alerts_trouble=self._alerts.trouble,
+            alerts_before=self._alerts.before,
+            clock_ahead_seconds=self._prometheus.ahead_seconds,
         )
         try:
             asked = {query: self._ask(query, window) for query in PLAN_QUERIES}
@@ -111,8 +130,8 @@ class PrometheusSampler:
             replicas=tuple(
                 dataclasses.replace(
                     replica,
-                    cpu_percent=cpu[its] * 100 if its in cpu else None,
-                    rss_max_bytes=resident.get(its),
+                    cpu_percent=cpu[its] * 100 if its in cpu else replica.cpu_percent,
+                    rss_max_bytes=resident.get(its, replica.rss_max_bytes),
                 )
                 for its, replica in zip(self._replicas, server.replicas, strict=False)
             ),
@@ -129,31 +148,24 @@ class PrometheusSampler:
             origin, seconds, hold_seconds=round(scrape_seconds) + 1
         )
 
-    def _run(self) -> None:
-        while True:
-            self._look_at_alerts()
-            if self._ended.wait(_ALERTS_SECONDS):
-                return
-
-    def _look_at_alerts(self) -> None:
-        try:
-            self._fired = (self._fired or set()) | self._prometheus.firing()
-        except PrometheusError as exc:
-            self.trouble[self._prometheus.url] = str(exc)
-
-    def _alerts(self, severity: str) -> tuple[str, ...] | None:
-        if self._fired is None:
-            return None
-        return tuple(sorted(name for its, name in self._fired if its == severity))
-
-    def _wait_for_scrape(self) -> None:
-        ended_at = time.time()
-        while time.time() < ended_at + _NEXT_SCRAPE_SECONDS:
-            stamps = self._prometheus.query(plan_queries.LAST_SCRAPE)
-            if stamps and min(stamp for _, stamp in stamps) > ended_at:
-                return
+    def _wait_for_scrape(self) -> set[Instance]:
+        """Wait for a scrape of every instance that still is there; those that are, or else all that were."""
+        ended_at = time.time() + self._prometheus.ahead_seconds
+        give_up_at = time.monotonic() + _NEXT_SCRAPE_SECONDS
+        while time.monotonic() < give_up_at:
+            stamps = {
+                instance(labels): stamp
+                for labels, stamp in self._prometheus.query(plan_queries.LAST_SCRAPE)
+                if labels.get("job", "") not in self._others
+            }
+            up = {instance(labels) for labels, value in self._prometheus.query("up") if value}
+            if stamps and min(stamps.values()) > ended_at:
+                return {*stamps}
+            if not up & {*stamps, *self._before} and not stamps:
+                return set()  # all are gone, and Prometheus knows
             time.sleep(0.5)
         self.trouble[self._prometheus.url] = f"no scrape within {_NEXT_SCRAPE_SECONDS:g} s of the end"
+        return {*self._before}
 
     def _read(self) -> Mapping[Instance, Pages]:
         """Every sample since the run began, scrape by scrape."""

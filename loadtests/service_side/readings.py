@@ -20,6 +20,15 @@ Labels = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The limits that a service process really has."""
+
+    memory_bytes: float
+    cpu_cores: float = 1.0  # one process uses no more
+    throttled_seconds: float | None = None  # by its cgroup, in the run; None: not known
+
+
+@dataclass(frozen=True)
 class Page:
     """One reading of one replica's page. A label that is empty is one that is not there, as it is to Prometheus."""
 
@@ -44,6 +53,7 @@ class Pages:
 
     url: str
     readings: list[Page] = field(default_factory=list)
+    gone: bool = False  # it did not answer at the end
 
     def within(self, window: Window) -> list[Page]:
         """The readings in *window*, and the last one before it."""
@@ -61,13 +71,41 @@ class Pages:
 
     @property
     def restarted(self) -> bool:
-        """True where its CPU counter ever fell."""
+        """True where another process answers than at first: its start is later, and the former one never came back.
+
+        Several processes behind one address are no restart: they take turns.
+        """
+        starts = [at for page in self.readings if (at := page.get("process_start_time_seconds")) is not None]
+        if starts:
+            turns = [start for start, _ in itertools.groupby(starts)]
+            return len(turns) > 1 and turns == sorted(set(turns))
         spent = [page.get("process_cpu_seconds_total") or 0.0 for page in self.readings]
         return any(after < before for before, after in itertools.pairwise(spent))
 
+    @property
+    def takes_turns(self) -> bool:
+        """True where several processes answer behind its address: no counter means anything then."""
+        starts = [at for page in self.readings if (at := page.get("process_start_time_seconds")) is not None]
+        turns = [start for start, _ in itertools.groupby(starts)]
+        return len(turns) > len(set(turns))
+
+    def waited_for(self, readings: Sequence[Page]) -> float | None:
+        """Connections of the pool that took a millisecond and longer to come by; None: not known."""
+        known = [page for page in readings if page.get("db_pool_wait_seconds_count") is not None]
+        if not known:
+            return None
+        count = self.rise(readings, "db_pool_wait_seconds_count")
+        return count - self.rise(readings, "db_pool_wait_seconds_bucket", le="0.001")
+
     def cpu_percent(self, readings: Sequence[Page], over_seconds: float) -> float | None:
         """The highest share of one core over any *over_seconds* of *readings*, or over all where they are fewer."""
-        spent = [(p.at, cpu) for p in readings if (cpu := p.get("process_cpu_seconds_total")) is not None]
+        spent: list[tuple[float, float]] = []
+        before = total = 0.0
+        for page in readings:
+            if (cpu := page.get("process_cpu_seconds_total")) is not None:
+                total += cpu - before if cpu >= before else cpu  # a process that was started anew: from 0
+                before = cpu
+                spent.append((page.at, total))
         if len(spent) < 2:  # noqa: PLR2004 - a difference needs two
             return None
         over_seconds = min(over_seconds, spent[-1][0] - spent[0][0])
@@ -86,19 +124,38 @@ class Readings:
 
     replicas: Sequence[Pages]
 
+    @property
+    def apart(self) -> Sequence[Pages]:
+        """The same, those who take turns behind one address each for itself."""
+        found: list[Pages] = []
+        for replica in self.replicas:
+            if not replica.takes_turns:
+                found.append(replica)
+                continue
+            by_start: dict[float | None, Pages] = {}
+            for page in replica.readings:
+                start = page.get("process_start_time_seconds")
+                by_start.setdefault(start, Pages(f"{replica.url} ({len(by_start) + 1})")).readings.append(
+                    page
+                )
+            found += by_start.values()
+        return found
+
     def success_rise(self) -> float | None:
         """The rise of `orders_total{status="success"}` from first to last reading; None without two."""
         if not self.replicas or any(len(replica.readings) < 2 for replica in self.replicas):  # noqa: PLR2004
             return None
+        if any(replica.restarted or replica.gone or replica.takes_turns for replica in self.replicas):
+            return None  # what it counted since its last reading is lost
         return sum(
             replica.rise(replica.readings, "orders_total", status="success") for replica in self.replicas
         )
 
     def server(
-        self, window: Window, *, source: Literal["metrics", "prometheus"], memory_limit_bytes: float
+        self, window: Window, *, source: Literal["metrics", "prometheus"], limits: Limits
     ) -> ServiceFigures:
         """The figures over *window*: from the last reading before it to the last one in it."""
-        spans = [(replica, replica.within(window)) for replica in self.replicas]
+        spans = [(replica, replica.within(window)) for replica in self.apart]
         if not any(len(readings) > 1 for _, readings in spans):
             return ServiceFigures()
 
@@ -133,7 +190,7 @@ class Readings:
         cpu_seconds = rise("process_cpu_seconds_total")
         return ServiceFigures(
             source=source,
-            replicas=tuple(_replica(replica, readings, memory_limit_bytes) for replica, readings in spans),
+            replicas=tuple(_replica(replica, readings, limits) for replica, readings in spans),
             orders_total=orders,
             processing_mean_ms=None if processing is None else processing * 1000,
             processing_p95_ms=histogram_quantile_ms(0.95, buckets),
@@ -163,7 +220,7 @@ class Readings:
         A value stands for *hold_seconds*, or until the next reading of its replica.
         """
         columns: dict[str, list[float | None]] = {}
-        for replica in self.replicas:
+        for replica in self.apart:
             for name, values in _by_second(replica, origin).items():
                 held = _hold(values, seconds, hold_seconds)
                 combine = sum if name in _SUMS else max
@@ -208,7 +265,7 @@ def _hold(values: Mapping[int, float], seconds: range, hold_seconds: int) -> lis
     return column
 
 
-def _replica(replica: Pages, readings: Sequence[Page], memory_limit_bytes: float) -> Replica:
+def _replica(replica: Pages, readings: Sequence[Page], limits: Limits) -> Replica:
     def highest(name: str) -> float | None:
         return max((value for page in readings if (value := page.get(name)) is not None), default=None)
 
@@ -217,10 +274,14 @@ def _replica(replica: Pages, readings: Sequence[Page], memory_limit_bytes: float
         cpu_percent=replica.cpu_percent(readings, _MINUTE),
         cpu_percent_mean=replica.cpu_percent(readings, math.inf),
         rss_max_bytes=highest("process_resident_memory_bytes"),
-        memory_limit_bytes=memory_limit_bytes,
+        memory_limit_bytes=limits.memory_bytes,
         pool_in_use_max=highest("db_pool_in_use"),
         pool_max=highest("db_pool_max"),
+        cpu_limit_cores=limits.cpu_cores,
+        pool_waits=replica.waited_for(readings),
+        throttled_seconds=limits.throttled_seconds,
         restarted=replica.restarted,
+        gone=replica.gone,
     )
 
 

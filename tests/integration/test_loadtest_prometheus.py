@@ -13,6 +13,7 @@ from loadtests.run_record import RunRecord
 from loadtests.samples import Window
 from loadtests.service_side.metrics_pages import MetricsSampler
 from loadtests.service_side.plan_queries import PLAN_QUERIES
+from loadtests.service_side.readings import Limits
 from monitoring.local import Monitor
 from tests.support.loadtest_environment import clear_options
 from tests.support.patient_acceptance import patient_acceptance
@@ -84,7 +85,7 @@ def test_every_figure(
     window = Window(
         *(datetime.fromisoformat(at).timestamp() for at in (record.measured_from, record.measured_until))
     )
-    read = pages.server(window, memory_limit_bytes=2.0**31)
+    read = pages.server(window, limits=Limits(2.0**31))
     assert replica.cpu_percent == pytest.approx(read.replicas[0].cpu_percent, rel=0.5)
     assert server.cpu_us_per_order == pytest.approx(read.cpu_us_per_order, rel=0.5)
     assert server.batch_size_mean == pytest.approx(read.batch_size_mean, rel=0.5)

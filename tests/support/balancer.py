@@ -1,4 +1,4 @@
-"""A plain TCP balancer: every new connection goes to the next of its backends."""
+"""A plain TCP balancer: every new connection goes to the next of its backends that accepts it."""
 
 import asyncio
 import contextlib
@@ -17,8 +17,16 @@ def balancer(backend_urls: Sequence[str]) -> Iterator[str]:
     thread.start()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = next(backends)
-        backend_reader, backend_writer = await asyncio.open_connection(host, port)
+        for _ in backend_urls:
+            host, port = next(backends)
+            try:
+                backend_reader, backend_writer = await asyncio.open_connection(host, port)
+                break
+            except OSError:
+                continue  # that one is gone
+        else:
+            writer.close()
+            return
         await asyncio.gather(_pass(reader, backend_writer), _pass(backend_reader, writer))
 
     async def end() -> None:
