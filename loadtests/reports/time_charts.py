@@ -57,15 +57,30 @@ class TimeAxis:
         ]
 
 
+@dataclass(frozen=True)
+class Timeline:
+    """The figures of each second of a run, whole or under way."""
+
+    seconds: Sequence[float]
+    series: Mapping[str, Values]
+    errors: Mapping[str, Sequence[int]]
+    limits: Mapping[str, float]  # by criterion
+
+
 def time_charts(record: RunRecord) -> list[Chart]:
     """Every chart over time for which the run has figures; the others say that there are none."""
-    axis = TimeAxis(record.seconds)
-    return [_chart(panel, axis) for panel in _panels(record)]
-
-
-def _panels(record: RunRecord) -> Iterable[Panel]:
-    series = record.series
     limits = {criterion.name: criterion.limit for criterion in record.criteria}
+    return charts_of(Timeline(record.seconds, record.series, record.errors, limits))
+
+
+def charts_of(timeline: Timeline) -> list[Chart]:
+    """The same, of a run that may be under way."""
+    axis = TimeAxis(timeline.seconds)
+    return [_chart(panel, axis) for panel in _panels(timeline)]
+
+
+def _panels(record: Timeline) -> Iterable[Panel]:
+    series, limits = record.series, record.limits
 
     def columns(**labels: str) -> dict[str, Values]:
         return {label.replace("_", " "): series[name] for label, name in labels.items() if name in series}
