@@ -8,7 +8,7 @@ from loadtests import marked_block
 from loadtests.comparing.stored_runs import find
 from loadtests.judging.acceptance import AcceptanceError
 from loadtests.options import parse
-from loadtests.reports import report
+from loadtests.reports import live_page, report
 from loadtests.reports.summary import HEADINGS, row, summarise
 from loadtests.run_record import RunRecord
 from loadtests.running.live import LiveLine
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(plan: Plan, results: Path, baseline: Path | None, directories: list[Path]) -> int:
     """One run with its report; *directories*: those of the runs before it, to which its own is added."""
-    record, directory = run(plan, results, LiveLine())
+    record, directory = run(plan, results, LiveLine(), live_page.served)
     compared = report.write(record, directory, baseline=baseline, earlier=directories)
     directories.append(directory)
     summary = summarise(record, directory)

@@ -24,6 +24,7 @@ report is of what ran).
 _RESULTS = Path(__file__).with_name("results")
 _UNITS = {"h": 3600, "m": 60, "s": 1, "": 1}
 _RAMP_SECONDS = 10  # the plan's three loads all get there in ten seconds
+_HIGHEST_PORT = 65535
 _MIN_WORKERS, _MAX_WORKERS = 10, 2000  # of an open model
 
 
@@ -70,6 +71,21 @@ def parser() -> Any:
     )
     add("--processes", type=_count, default=1, help="of the generator; default: 1")
     add("--rate", type=float, help="open model: orders offered per second, whoever keeps up")
+    add(
+        "--abort-on-fail",
+        type=_seconds,
+        metavar="GRACE",
+        help="end with FAIL as soon as errors, percentiles or a standstill miss their limits, after this much measured "
+        "time: 30s",
+    )
+    add(
+        "--live",
+        type=_port,
+        metavar="PORT",
+        help="a page of the run under way, and /metrics, on loopback; 0: any",
+    )
+    add("--memory-limit", type=_bytes, help="of a service process: 512Mi, 2Gi; default: its cgroup's, or 2Gi")
+    add("--cpu-limit", type=_cores, help="of a service process: 0.5, 500m; default: its cgroup's, or 1")
     add("--runs", type=_count, default=1, help="one after another, compared as one side; default: 1")
     add(
         "--baseline",
@@ -111,6 +127,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         strict=options.strict,
         processes=options.processes,
         rate_per_second=options.rate,
+        abort_after_seconds=options.abort_on_fail,
+        live_port=options.live,
+        memory_limit_bytes=options.memory_limit,
+        cpu_limit_cores=options.cpu_limit,
         acceptance_path=options.acceptance,
     )
     return options, plan
@@ -145,3 +165,24 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > _HIGHEST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return int(text)
+
+
+def _bytes(text: str) -> float:
+    units = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|k|M|G|)", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512Mi or 2Gi")
+    return float(found[1]) * units[found[2]]
+
+
+def _cores(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of cores such as 0.5 or 500m")
+    return float(found[1]) / (1000 if found[2] else 1)

@@ -1,5 +1,7 @@
 """Figures as a reader wants them: three digits that mean something, the unit, and a word where there is no figure."""
 
+import math
+
 NOT_MEASURED = "NOT MEASURED"
 
 _MIB = 2**20
@@ -7,6 +9,8 @@ _MIB = 2**20
 
 def number(value: float) -> str:
     """Three significant digits, thousands apart; a whole number stays whole."""
+    if math.isinf(value):
+        return "infinite"
     if value == int(value) or abs(value) >= 100:  # noqa: PLR2004 - three digits stand before the point
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"  # noqa: PLR2004 - as above

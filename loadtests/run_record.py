@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
 Verdict = Literal["PASS", "FAIL", "INVALID"]
 CriterionVerdict = Literal["PASS", "FAIL", "NOT MEASURED"]
 CheckVerdict = Literal["OK", "BREACH", "NOT CHECKED"]
+
+# JSON has no number for what failed and so never ended: it is written as the text "Infinity".
+_INFINITE = ConfigDict(ser_json_inf_nan="strings")
 
 # What a second of the run is described by; a run that could not read one of them leaves its column out.
 SERIES = {
@@ -65,11 +68,19 @@ class Counts:
     sent: int = 0  # acknowledged + refused + unknown
     acknowledged: int = 0
     refused: int = 0
-    unknown: int = 0  # timeout, reset, cut off at the end
+    unknown: int = 0  # timeout, reset, cut off at the end, an answer that is not the order
+    cut_off: int = 0  # by the end of the run
+    agreed: int = 0  # refused as the shop may: sold out
     server_errors: int = 0  # answers of 5xx
     client_errors: int = 0  # answers of 4xx
     transport_errors: int = 0  # unknown, and not because the run ended
+    undeclared_errors: int = 0  # answers of 500, and of another 5xx that say nothing of the order
     by_type: Mapping[str, int] = field(default_factory=dict)  # refused and unknown, by error type
+
+    @property
+    def failed(self) -> int:
+        """Orders that the service failed, whatever the status of their answers."""
+        return self.sent - self.acknowledged - self.cut_off - self.agreed
 
 
 class Analysis(TypedDict):
@@ -96,6 +107,15 @@ class Ledger:
     lost: tuple[str, ...] = ()  # ids acknowledged and not stored
     unexpected: tuple[str, ...] = ()  # ids stored that no acknowledged or unknown request explains
     doubled: tuple[str, ...] = ()  # keys stored more than once, ids given to more than one request
+    swapped: tuple[str, ...] = ()  # ids given to another request than the one whose key they are stored under
+    altered: tuple[str, ...] | None = ()  # ids stored with other lines, total, currency; None: not compared
+    cancellations: tuple[str, ...] = ()  # ids acknowledged as cancelled and not, or the other way round
+    unjust_refusals: tuple[str, ...] = ()  # ids whose cancellation was refused though their status allows it
+    not_replayed: tuple[str, ...] | None = (
+        None  # keys sent again that brought something else; None: none was sent
+    )
+    replayed: int = 0  # keys sent again, all together
+    trouble: str = ""  # why something of it is not known
     success_rise: float | None = None  # of orders_total{status="success"}, all replicas
     stock_not_conserved: tuple[str, ...] | None = None  # products; None: not asked
 
@@ -111,7 +131,11 @@ class Replica:
     memory_limit_bytes: float | None = None
     pool_in_use_max: float | None = None
     pool_max: float | None = None
-    restarted: bool = False  # a counter fell
+    cpu_limit_cores: float = 1.0  # what `cpu_percent` is judged of; one process has no more than a core
+    pool_waits: float | None = None  # connections that had to be waited for
+    throttled_seconds: float | None = None  # by its cgroup; None: not known
+    restarted: bool = False  # another process answers in its place, or a counter fell
+    gone: bool = False  # it did not answer at the end
 
 
 @dataclass(frozen=True)
@@ -146,6 +170,9 @@ class ServiceFigures:
     cpu_us_per_order: float | None = None  # all service processes, per acknowledged order
     critical_alerts: tuple[str, ...] | None = None  # that fired in the run; None: nobody was asked
     warning_alerts: tuple[str, ...] | None = None
+    alerts_trouble: str = ""  # why they are not known
+    alerts_before: tuple[str, ...] = ()  # that fired before the run already, and do not count
+    clock_ahead_seconds: float | None = None  # Prometheus's clock before ours; its times are corrected by it
     queries: tuple[Query, ...] = ()  # empty: no Prometheus was asked
 
 
@@ -167,6 +194,41 @@ class QuantileGap:
 
 
 @dataclass(frozen=True)
+class AllSent:
+    """The orders sent in the measured time, a failure counting as infinitely late; they are what is judged.
+
+    A closed model's user who waits for an answer sends nothing meanwhile: the orders that would have been sent are in
+    here with the rest of that time (the correction for coordinated omission).
+    """
+
+    __pydantic_config__ = _INFINITE
+
+    count: int = 0
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    interval_seconds: float | None = None  # from order to order of a user; None: an open model, not corrected
+    window_seconds: float = 0.0  # of the windows whose worst are the next two
+    worst_p99_ms: float | None = None
+    worst_p99_count: int = 0
+    worst_error_percent: float | None = None
+    worst_error_count: int = 0
+    longest_gap_seconds: float | None = None  # in which orders waited and none was acknowledged
+
+
+@dataclass(frozen=True)
+class RouteFigures:
+    """Another kind of request that the profile sends, over the measured time."""
+
+    __pydantic_config__ = _INFINITE
+
+    route: str
+    counts: Counts
+    p50_ms: float | None = None  # of all sent, as of orders
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class Generator:
     """The generator itself; its figures decide whether the run means anything."""
 
@@ -175,12 +237,15 @@ class Generator:
     lag_p95_ms: float | None = None
     lag_max_ms: float | None = None
     little_users: float | None = None  # rate x (latency + wait); closed model
+    little_tolerance: float | None = None  # how far that may be from the users: so few orders say no more
     achieved_share: float | None = None  # achieved / offered; open model
 
 
 @dataclass(frozen=True)
 class Criterion:
     """One acceptance criterion and what became of it."""
+
+    __pydantic_config__ = _INFINITE
 
     name: str
     title: str
@@ -197,12 +262,14 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Check:
-    """One condition without which the figures mean nothing."""
+    """One condition beside the criteria. A breach of the instrument's makes a run INVALID, the service's fails it."""
 
     name: str
     verdict: CheckVerdict
     reason: str
     ids: tuple[str, ...] = ()  # of orders (or keys, or products) it is about
+    # The books are between the two: who could not read them cannot pass a run, and may well fail it.
+    about: Literal["instrument", "service", "books"] = "instrument"
 
 
 @dataclass(frozen=True)
@@ -245,7 +312,7 @@ class RunRecord:
     wait_seconds: tuple[float, float]  # least and most between two orders of a user; closed model
     offered_per_second: float | None  # open model
     orders_per_second: float  # acknowledged
-    complete: bool  # False: ended by Ctrl-C
+    complete: bool  # False: ended before its time, by Ctrl-C or having failed
     strict: bool
     verdict: Verdict
     reasons: tuple[str, ...]  # one sentence each, the gravest first; empty: PASS without remarks
@@ -265,12 +332,24 @@ class RunRecord:
     analysis: Analysis = field(default_factory=_no_analysis)  # of the measured time
     calibration: Calibration = Calibration()
     quantiles: tuple[QuantileGap, ...] = ()  # empty: one of the two sides is not known
-    version: int = 2  # of this model
+    all_sent: AllSent = AllSent()
+    corrected: Latency = Latency(0)  # acknowledged orders, corrected as `AllSent` says
+    others: tuple[RouteFigures, ...] = ()
+    aborted: str = ""  # why it ended early, having failed (ABORT_ON_FAIL); it is not complete then
+    version: int = 3  # of this model
+
+    @property
+    def headline(self) -> str:
+        """The verdict; of a PASS with how much of it was judged."""
+        if self.verdict != "PASS":
+            return self.verdict
+        met = sum(criterion.verdict == "PASS" for criterion in self.criteria)
+        return f"PASS, {met} of {len(self.criteria)} criteria"
 
     @property
     def exit_code(self) -> int:
         """0 PASS, 1 FAIL, 3 INVALID, 130 ended by Ctrl-C."""
-        if not self.complete:
+        if not self.complete and not self.aborted:
             return 130
         return {"PASS": 0, "FAIL": 1, "INVALID": 3}[self.verdict]
 

@@ -25,6 +25,7 @@ def render(
             *_criteria(record),
             *_replicas(record),
             *_validity(record),
+            *_judged(record),
             *_quantiles(record),
             *_queries(record),
             *(_comparison(comparison) if comparison else ()),
@@ -51,7 +52,7 @@ def _template(record: RunRecord, recommendations: Sequence[Recommendation]) -> I
     yield "# Performance Test Results"
     yield ""
     incomplete = "" if record.complete else " (INCOMPLETE: ended before its time)"
-    yield f"**{record.verdict}**{incomplete}: {record.profile} load on {record.target}, {record.started_at}"
+    yield f"**{record.headline}**{incomplete}: {record.profile} load on {record.target}, {record.started_at}"
     if record.reasons:
         yield ""
         yield from (f"- {reason}" for reason in record.reasons)
@@ -99,12 +100,39 @@ def _replicas(record: RunRecord) -> Iterator[str]:
 
 
 def _validity(record: RunRecord) -> Iterator[str]:
-    yield from ("", "## Validity", "", "| check | verdict | finding |", "| --- | --- | --- |")
+    yield from ("", "## Checks", "", "| check | about | verdict | finding |", "| --- | --- | --- | --- |")
     for check in record.checks:
         ids = ", ".join(check.ids[:_NAMED]) + (
             f" and {len(check.ids) - _NAMED} more" if len(check.ids) > _NAMED else ""
         )
-        yield f"| {check.name} | {check.verdict} | {_cell(check.reason)}{_cell(f' ({ids})') if ids else ''} |"
+        finding = check.reason + (f" ({ids})" if ids else "")
+        yield f"| {check.name} | {check.about} | {check.verdict} | {_cell(finding)} |"
+
+
+def _judged(record: RunRecord) -> Iterator[str]:
+    """The latencies that are judged, beside those that clients saw; and the other kinds of request."""
+    sent, seen, corrected = record.all_sent, record.acknowledged, record.corrected
+    yield from (
+        "",
+        "## Latency as It Is Judged",
+        "",
+        "| | p95 | p99 | orders |",
+        "| --- | ---: | ---: | ---: |",
+    )
+    for title, p95, p99, count in (
+        ("acknowledged, as clients saw it", seen.p95_ms, seen.p99_ms, seen.count),
+        ("with what nobody sent while all waited", corrected.p95_ms, corrected.p99_ms, corrected.count),
+        ("and failures as infinite: judged", sent.p95_ms, sent.p99_ms, sent.count),
+        (f"the worst {duration(sent.window_seconds)}", None, sent.worst_p99_ms, sent.worst_p99_count),
+    ):
+        shown = "-" if p95 is None else quantity(p95, "ms")
+        yield f"| {title} | {shown} | {quantity(p99, 'ms')} | {count:,} |"
+    if record.others:
+        yield from ("", "| other requests | sent | failed | p50 | p95 | p99 |")
+        yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+        for each in record.others:
+            figures = " | ".join(quantity(value, "ms") for value in (each.p50_ms, each.p95_ms, each.p99_ms))
+            yield f"| {_cell(each.route)} | {each.counts.sent:,} | {each.counts.failed:,} | {figures} |"
 
 
 def _quantiles(record: RunRecord) -> Iterator[str]:

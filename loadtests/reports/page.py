@@ -66,6 +66,7 @@ def render(
             (name, [_figure(getattr(latency, field)) for _, field in _DISTRIBUTION])
             for name, latency in (
                 ("acknowledged", record.acknowledged),
+                ("corrected", record.corrected),
                 ("refused", record.refused),
                 ("unknown", record.unknown),
             )
@@ -73,6 +74,8 @@ def render(
         gaps=[(gap, quantiles.conclusion(gap)) for gap in record.quantiles],
         explanation=quantiles.explanation(record.acknowledged, record.server),
         charts=charts,
+        judged=_judged(record),
+        others=_others(record),
         step=TimeAxis(record.seconds).step,
         ledger=_ledger(record),
         server=_server(record),
@@ -101,7 +104,7 @@ def _lead(record: RunRecord) -> tuple[str, Sequence[str]]:
         met = sum(criterion.verdict == "PASS" for criterion in record.criteria)
         missing = len(record.criteria) - met
         rest = f"; {missing} NOT MEASURED" if missing else ""
-        return f"{met} of {len(record.criteria)} criteria met, every figure checked{rest}.", record.reasons
+        return f"{met} of {len(record.criteria)} criteria met{rest}.", record.reasons
     return (record.reasons[0] if record.reasons else "No criterion was met."), record.reasons[1:]
 
 
@@ -125,6 +128,30 @@ def _tiles(record: RunRecord) -> Pairs:
     )
 
 
+def _judged(record: RunRecord) -> Pairs:
+    sent = record.all_sent
+    return (
+        ("orders", f"{sent.count:,}"),
+        ("p95", quantity(sent.p95_ms, "ms")),
+        ("p99", quantity(sent.p99_ms, "ms")),
+        (f"p99 of the worst {duration(sent.window_seconds)}", quantity(sent.worst_p99_ms, "ms")),
+        (f"errors of the worst {duration(sent.window_seconds)}", quantity(sent.worst_error_percent, "%")),
+        ("longest time without an acknowledgement", quantity(sent.longest_gap_seconds, "s")),
+    )
+
+
+def _others(record: RunRecord) -> Sequence[Sequence[str]]:
+    return [
+        (
+            each.route,
+            f"{each.counts.sent:,}",
+            f"{each.counts.failed:,}",
+            *(quantity(value, "ms") for value in (each.p50_ms, each.p95_ms, each.p99_ms)),
+        )
+        for each in record.others
+    ]
+
+
 def _ledger(record: RunRecord) -> Pairs:
     ledger, counts = record.ledger, record.ledger.counts
     return (
@@ -137,6 +164,10 @@ def _ledger(record: RunRecord) -> Pairs:
         ("acknowledged and lost", _figure(len(ledger.lost) if ledger.source else None)),
         ("stored, unexplained", _figure(len(ledger.unexpected) if ledger.source else None)),
         ("stored twice", _figure(len(ledger.doubled) if ledger.source else None)),
+        ("given to the wrong client", _figure(len(ledger.swapped) if ledger.source else None)),
+        ("stored otherwise than sent", _figure(None if ledger.altered is None else len(ledger.altered))),
+        ("keys sent again", _figure(None if ledger.not_replayed is None else ledger.replayed)),
+        ("of these not replayed", _figure(None if ledger.not_replayed is None else len(ledger.not_replayed))),
         ("rise of orders_total success", _figure(ledger.success_rise)),
         ("asked for what is stored", ledger.source or NOT_MEASURED),
     )
@@ -162,6 +193,12 @@ def _server(record: RunRecord) -> Pairs:
         ("shed", quantity(server.shed)),
         ("critical alerts", _alerts(server.critical_alerts)),
         ("warning alerts", _alerts(server.warning_alerts)),
+        *([("alerts from before the run", _alerts(server.alerts_before))] if server.alerts_before else []),
+        *(
+            [("Prometheus's clock before ours", quantity(server.clock_ahead_seconds * 1000, "ms"))]
+            if server.clock_ahead_seconds is not None
+            else []
+        ),
     ]
     return [*rows, *((replica.url, replica_line(replica)) for replica in server.replicas)]
 

@@ -60,7 +60,13 @@ def _validity(record: RunRecord) -> Iterator[Recommendation]:
         "stored_once": "Find out why one request stored two orders: look for the keys in the database.",
         "orders_total": "Name every replica in METRICS_URLS, and let nobody else order during the run.",
         "stock": "Find out where stock and orders part: the products are named in the validity checks.",
-        "client_errors": "Point the test at the service, catalogue and key it was meant for.",
+        "stored_for_whom": "Find out how answers came to other clients: the batch, the connection, the proxy.",
+        "stored_as_sent": "Find out what changed orders on their way into the database.",
+        "cancellations": "Find out what became of cancellations: they and their orders part.",
+        "cancellations_refused": "Find out why cancellations were refused that the order's status allows.",
+        "replays": "Find out why a key did not bring its order again: whoever must ask twice orders twice.",
+        "answers": "Read the service's log for the exceptions behind these answers: they are defects.",
+        "ledger": "See that what is stored can be read, by DATABASE_URL or GET /orders: nothing passes without it.",
         "generator_cpu": "Give the generator more processes (PROCESSES=n) or a machine of its own, and run again.",
         "generator_lag": "Give the generator a machine of its own, or more processes (PROCESSES=n), and run again.",
         "generator_alive": "Read locust.log beside this report: the generator did not last.",
@@ -85,11 +91,11 @@ def _errors(record: RunRecord) -> Iterator[Recommendation]:
         "connect": "See that the service listens and accepts: connections were refused or did not come about.",
         "client_timeout": "Find what the service hung on: it answered neither in time nor with an error.",
         "reset": "Find what ended connections in the middle of a request: a restart, a balancer, a crash.",
+        "wrong_answer": "Look at the answers themselves: successes that are not the order that was asked for.",
         "internal": "Read the service's log for the exceptions behind these answers: they are defects.",
     }
     counts = record.counts
-    total = counts.server_errors + counts.transport_errors
-    if not total:
+    if not counts.failed:
         return
     for error_type, count in sorted(counts.by_type.items(), key=lambda item: -item[1]):
         if error_type == "cut_off":

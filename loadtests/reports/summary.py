@@ -30,6 +30,7 @@ def summarise(record: RunRecord, directory: Path) -> str:
             f"latency: p50 {latency.p50_ms:.1f} ms, p95 {latency.p95_ms:.1f}, p99 {latency.p99_ms:.1f}, "
             f"max {latency.max_ms:.1f}"
         )
+        lines.append(f"judged, with failures and all waiting: {_judged(record)}")
     lines += [f"{replica.url}: {replica_line(replica)}" for replica in record.server.replicas]
     lines += [
         "",
@@ -38,11 +39,16 @@ def summarise(record: RunRecord, directory: Path) -> str:
             for title, value, limit, verdict in rows
         ),
         "",
-        f"VERDICT: {record.verdict}{incomplete}",
+        f"VERDICT: {record.headline}{incomplete}",
         *(f"  - {reason}" for reason in record.reasons),
         f"report: {directory}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _judged(record: RunRecord) -> str:
+    sent = record.all_sent
+    return f"p95 {quantity(sent.p95_ms, 'ms')}, p99 {quantity(sent.p99_ms, 'ms')}"
 
 
 HEADINGS = (
@@ -61,7 +67,7 @@ def row(record: RunRecord) -> list[str]:
         number(record.users),
         number(record.orders_per_second),
         *(quantity(value, "ms") for value in (latency.mean_ms, latency.p95_ms, latency.p99_ms)),
-        number(record.counts.refused + record.counts.unknown),
+        number(record.counts.failed),
         quantity(cpu, "%"),
         record.verdict,
         f"{machine['cpu']}, {machine['cores']} cores",

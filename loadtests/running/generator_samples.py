@@ -66,6 +66,11 @@ class GeneratorSamples:
                 sent += inside[-1][5] - inside[0][5]
         return due, sent
 
+    def overdue(self, rate_per_second: float) -> float:
+        """Arrivals that were due at the end and never sent; open model. Those of the last tenth of a second are not."""
+        backlog = sum(rows[-1][4] - rows[-1][5] for rows in self._rows.values())
+        return max(0.0, backlog - max(3.0, rate_per_second / 10))
+
     def per_second(self, origin: float, seconds: range) -> Mapping[str, list[float | None]]:
         """Users, CPU of the busiest process, the worst lateness, over *seconds* since *origin*."""
         users: dict[int, dict[str, int]] = {}

@@ -1,10 +1,14 @@
 """The load of a run under way, and all that is noted of it: read once, as it comes."""
 
+import math
+import threading
 import time
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loadtests.judging.ledger import Answers
+from loadtests.running.client_metrics import ClientMetrics
 from loadtests.running.generator_samples import GeneratorSamples
 from loadtests.running.interruption import Interruption
 from loadtests.running.live import LiveLine, Moment
@@ -16,8 +20,10 @@ from loadtests.service_side.metrics_pages import MetricsSampler
 from loadtests.service_side.prometheus_sampler import PrometheusSampler
 
 Sampler = MetricsSampler | PrometheusSampler
+Values = Sequence[float | None]
 
 _TICK_SECONDS = 0.5
+_LOOK_SECONDS = 2.0  # whether all is lost: all orders so far are gone through
 _RECENT_SECONDS = 5.0  # what the live line's rate and percentile are of
 
 
@@ -29,10 +35,15 @@ class Load:
         self.sampler = sampler
         self.run_id = uuid.uuid4().hex[:12]
         self.orders = OrderSamples()
+        self.others: dict[str, OrderSamples] = {}  # every other kind of request, by its route
         self.answers = Answers()
         self.generator = GeneratorSamples()
         self.window = Window(0.0, 0.0)
         self.trouble = ""  # of Locust
+        self.aborted = ""  # why it was ended before its time, by nobody's wish but its own
+        self.moment: Moment | None = None
+        self._client = ClientMetrics(plan.profile.name, self.run_id)
+        self._lock = threading.Lock()  # over what was noted: the live page reads it from another thread
         self._url = url
         self._directory = directory
         self._order_lines = JsonLines(directory, "orders-*.jsonl")
@@ -40,8 +51,12 @@ class Load:
         self._errors = 0
         self._recent: list[tuple[float, int]] = []  # when, and how many rows there were
 
-    def run(self, live: LiveLine, interruption: Interruption) -> None:
-        """Start Locust, warm up, measure, stop it."""
+    def run(self, live: LiveLine, interruption: Interruption, lost: Callable[[], str] = lambda: "") -> None:
+        """Start Locust, warm up, measure, stop it.
+
+        Args:
+            lost: why it is of no use to go on; empty: it is.
+        """
         with (
             LocustProcess.started(
                 self.plan, self._url, run_id=self.run_id, directory=self._directory
@@ -49,6 +64,7 @@ class Load:
             live,
         ):
             started_at = time.time()
+            look_at = time.monotonic()
             self.window = Window(*self._planned(started_at))
             while not interruption.asked and time.time() < self.window.end:
                 time.sleep(min(_TICK_SECONDS, max(0.0, self.window.end - time.time())))
@@ -56,7 +72,13 @@ class Load:
                 if locust.ended:
                     break
                 self._place_window(started_at)
-                live.show(self._moment(started_at))
+                self.moment = self._moment(started_at)
+                live.show(self.moment)
+                if time.monotonic() >= look_at:
+                    look_at = time.monotonic() + _LOOK_SECONDS
+                    self.aborted = lost()
+                if self.aborted:
+                    break
             ended_at = time.time()
             self.window = Window(
                 *(round(min(at, ended_at), 3) for at in (self.window.start, self.window.end))
@@ -79,10 +101,38 @@ class Load:
             start = min(latest, time.time() + self.plan.settle_seconds)
             self.window = Window(start, start + self.plan.duration_seconds)
 
+    def timeline(self) -> tuple[Sequence[float], Mapping[str, Values], Mapping[str, list[int]]]:
+        """Seconds, columns and errors so far, as a record has them."""
+        with self._lock:
+            now = time.time()
+            origin = min(self.window.start, now)
+            first = min(self.orders.started_at, default=now)
+            seconds = range(math.floor(first - origin), max(1, math.ceil(now - origin)))
+            columns, errors = self.orders.per_second(origin, seconds)
+            series = {
+                **columns,
+                **self.generator.per_second(origin, seconds),
+                **self.sampler.per_second(origin, seconds),
+            }
+        return [float(second) for second in seconds], series, errors
+
+    def client_page(self) -> bytes:
+        """The client's own figures so far, in Prometheus's text format."""
+        with self._lock:
+            return self._client.page(self.generator.users)
+
     def _take(self) -> None:
+        with self._lock:
+            self._take_lines()
+
+    def _take_lines(self) -> None:
         for _, values in self._order_lines.new():
             sample = Sample(*values)
-            self.orders.add(sample)
+            self._client.add(sample)
+            if sample.operation == "create":
+                self.orders.add(sample)
+            else:
+                self.others.setdefault(sample.route, OrderSamples()).add(sample)
             self.answers.add(sample)
         for name, values in self._generator_lines.new():
             self.generator.add(name, values)
@@ -96,7 +146,7 @@ class Load:
         since, first = self._recent[0]
         outcomes = self.orders.outcome[first:]
         latencies = sorted(
-            latency
+            latency * 1000
             for latency, outcome in zip(self.orders.latency_seconds[first:], outcomes, strict=True)
             if outcome == ACKNOWLEDGED
         )

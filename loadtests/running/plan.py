@@ -30,6 +30,10 @@ class Plan:
     strict: bool = False
     processes: int = 1
     rate_per_second: float | None = None  # the open model's
+    memory_limit_bytes: float | None = None  # of a service process; None: as its cgroup says, or the plan
+    cpu_limit_cores: float | None = None
+    abort_after_seconds: float | None = None  # of measured time, when a limit is missed; None: it runs on
+    live_port: int | None = None  # of the page of the run under way; 0: any; None: there is none
     acceptance_path: Path = acceptance.PATH
 
     @property

@@ -2,18 +2,20 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from loadtests.judging import acceptance, ledger
+from loadtests.judging.acceptance import Acceptance
 from loadtests.machine import calibration, environment, pretest, processes, target
+from loadtests.machine.limits import ProcessLimits
 from loadtests.run_record import Calibration, Environment, RunRecord
 from loadtests.running.interruption import Interruption
 from loadtests.running.live import LiveLine
 from loadtests.running.load import Load
 from loadtests.running.plan import Plan
-from loadtests.running.record import sum_up
+from loadtests.running.record import lost, sum_up
 from loadtests.samples import compress
 from loadtests.service_side.metrics_pages import MetricsSampler
 from loadtests.service_side.prometheus import Prometheus, PrometheusError
@@ -24,8 +26,14 @@ class CouldNotRun(Exception):
     """There is nothing to judge; the message says why."""
 
 
-def run(plan: Plan, results: Path, live: LiveLine) -> tuple[RunRecord, Path]:
+Page = Callable[[Load, Acceptance, int], contextlib.AbstractContextManager[str]]
+
+
+def run(plan: Plan, results: Path, live: LiveLine, page: Page | None = None) -> tuple[RunRecord, Path]:
     """Run *plan*; its record, and the directory under *results* that holds it (report.json) and the raw samples.
+
+    Args:
+        page: serves the load under way on a port, where *plan* has one.
 
     Raises:
         CouldNotRun: there was nothing to measure.
@@ -45,24 +53,35 @@ def run(plan: Plan, results: Path, live: LiveLine) -> tuple[RunRecord, Path]:
             described = _describe(plan, tested)
             pieces = ledger.pieces_in_database(tested.dsn) if tested.dsn else None
             sampler = (
-                PrometheusSampler(Prometheus(plan.prometheus_url))
+                PrometheusSampler(Prometheus(plan.prometheus_url), [tested.url, *tested.metrics_urls])
                 if plan.prometheus_url
                 else MetricsSampler(tested.metrics_urls)
             )
             stack.enter_context(sampler)
         except (pretest.PretestError, ledger.LedgerError, PrometheusError) as exc:
             raise CouldNotRun(str(exc)) from exc
+        process_limits = ProcessLimits(
+            tested.url, tested.pids, memory_bytes=plan.memory_limit_bytes, cpu_cores=plan.cpu_limit_cores
+        )
         before, times_before = calibration.calibrate(), calibration.cpu_times()
         load = Load(plan, tested.url, sampler, directory)
         interruption = Interruption()
-        with interruption.handled():
-            load.run(live, interruption)
+        with interruption.handled(), contextlib.ExitStack() as serving:
+            if page is not None and plan.live_port is not None:
+                try:
+                    live.say(f"live at {serving.enter_context(page(load, limits, plan.live_port))}")
+                except OSError as exc:
+                    raise CouldNotRun(f"port {plan.live_port} (LIVE): {exc.strerror}") from exc
+            load.run(live, interruption, lambda: lost(load, limits))
+            if load.aborted:
+                live.say(f"ended early: {load.aborted}")
             if load.trouble and not len(load.orders):
                 raise CouldNotRun(load.trouble)
             live.say("comparing what was acknowledged with what is stored")
             sampler.finish()
-            complete = not interruption.asked
-            record = sum_up(load, tested, limits, described, pieces, complete=complete)
+            complete = not interruption.asked and not load.aborted
+            allowed = process_limits.so_far()
+            record = sum_up(load, tested, limits, described, pieces, allowed, complete=complete)
     times_after = calibration.cpu_times()
     stolen = times_after.stolen_percent_since(times_before) if times_before and times_after else None
     record = dataclasses.replace(record, calibration=Calibration(before, calibration.calibrate(), stolen))

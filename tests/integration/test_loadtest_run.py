@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 
 from loadtests import __main__ as command
 from loadtests.judging import acceptance
+from loadtests.judging.ledger import REPEATED
 from loadtests.machine import processes
 from loadtests.run_record import RunRecord
 from loadtests.running import locust_process
@@ -147,16 +149,18 @@ def test_an_honest_run(patient: Path, serve: Serve, capsys: pytest.CaptureFixtur
     ],
 )
 def test_a_lying_service(patient: Path, serve: Serve, fault: str, check: str) -> None:
-    """The run is INVALID, and names exactly the orders that were lied about."""
+    """The run fails, and names the orders that were lied about; keys that were sent again, later, add a few."""
     service = serve(fault)
     ended = drive(patient, service.url, *SHORT, "--dsn", service.dsn)
-    assert (ended.exit_code, ended.record.verdict) == (3, "INVALID")
+    assert (ended.exit_code, ended.record.verdict) == (1, "FAIL")
     acknowledged = {s.order_id for s in read_samples(ended.directory) if s.outcome == "acknowledged"}
     stored = stored_ids(service.dsn)
     wrong = acknowledged - stored if check == "acknowledged_stored" else stored - acknowledged
     assert wrong
-    assert set(ended.ids_of(check)) == wrong
-    assert any(order_id in reason for order_id in wrong for reason in ended.record.reasons)
+    named = set(ended.ids_of(check))
+    assert named <= wrong
+    assert len(wrong - named) <= REPEATED
+    assert any(order_id in reason for order_id in named for reason in ended.record.reasons)
 
 
 @pytest.mark.slow
@@ -164,7 +168,7 @@ def test_a_lying_service(patient: Path, serve: Serve, fault: str, check: str) ->
 def test_a_lying_service_without_its_database(patient: Path, serve: Serve, fault: str) -> None:
     """What is stored is asked through the API; the verdict is the same."""
     ended = drive(patient, serve(fault).url, *SHORT)
-    assert ended.record.verdict == "INVALID"
+    assert ended.record.verdict == "FAIL"
     assert ended.record.ledger.source == "api"
     assert ended.breached & {"acknowledged_stored", "stored_explained"}
 
@@ -230,6 +234,15 @@ def test_what_cannot_run(
     assert said in capsys.readouterr().err
 
 
+# What such a fault does beside the criterion that it is for: an order that fails is late for ever, a run shorter than a
+# minute is its own worst minute, and whoever burns the cores of this machine slows down everything on it.
+ALSO = {
+    "slow_fortieth": {"worst_window_p99"},
+    "failing": {"latency_p95", "latency_p99", "worst_window_p99", "worst_window_errors"},
+    "burns_cpu": {"latency_p95", "latency_p99", "latency_mean", "worst_window_p99"},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -249,13 +262,11 @@ def test_what_cannot_run(
 def test_each_criterion_over_its_limit(
     patient: Path, serve: Serve, fault: str, arguments: Sequence[str], failed: str
 ) -> None:
-    """The verdict is FAIL, by exactly that criterion."""
+    """The verdict is FAIL, by that criterion, and by none that has nothing to do with it."""
     service = serve(fault)
     ended = drive(patient, service.url, "--dsn", service.dsn, *LONG, *arguments)
-    assert ended.breached == set(), ended.record.reasons
-    # Whoever burns the cores of this machine slows down everything on it.
-    also = {"latency_p95", "latency_p99", "latency_mean"} if fault == "burns_cpu" else set()
-    assert ended.failed - also == {failed}, ended.record.reasons
+    assert ended.breached == ({"answers"} if fault == "crashing" else set()), ended.record.reasons
+    assert ended.failed - ALSO.get(fault, set()) == {failed}, ended.record.reasons
     assert (ended.exit_code, ended.record.verdict) == (1, "FAIL")
 
 
@@ -263,12 +274,25 @@ def test_each_criterion_over_its_limit(
 @pytest.mark.parametrize(
     ("alerts", "failed"),
     [
-        pytest.param([("Down", "critical")], {"critical_alerts"}, id="critical"),
-        pytest.param([(f"Near{n}", "warning") for n in range(6)], {"warning_alerts"}, id="six-warnings"),
-        pytest.param([(f"Near{n}", "warning") for n in range(5)], set(), id="five-warnings"),
+        pytest.param([("Down", "critical", {"job": "orders"})], {"critical_alerts"}, id="critical"),
+        pytest.param(
+            [(f"Near{n}", "warning", {"job": "orders"}) for n in range(6)],
+            {"warning_alerts"},
+            id="six-warnings",
+        ),
+        pytest.param(
+            [(f"Near{n}", "warning", {"job": "orders"}) for n in range(5)], set(), id="five-warnings"
+        ),
+        pytest.param(
+            [("Near", "warning", {"job": "orders", "pod": f"{n}"}) for n in range(6)],
+            set(),
+            id="one-of-six-pods",
+        ),
+        pytest.param([("Near", "critical", {"job": "another"})], set(), id="of-another-job"),
+        pytest.param([("Near", "critical", {"job": "orders"}, 60.0)], set(), id="of-before-the-run"),
     ],
 )
-def test_alerts(patient: Path, serve: Serve, alerts: Sequence[tuple[str, str]], failed: set[str]) -> None:
+def test_alerts(patient: Path, serve: Serve, alerts: Sequence[tuple[Any, ...]], failed: set[str]) -> None:
     """Alerts that fire in the run are criteria; the plan's own queries read the server's side."""
     service = serve()
     with fake_prometheus([f"{service.url}/metrics"], alerts) as prometheus:
@@ -284,11 +308,14 @@ def test_alerts(patient: Path, serve: Serve, alerts: Sequence[tuple[str, str]], 
 
 
 @pytest.mark.slow
-def test_refusals_that_are_the_clients_fault(patient: Path, serve: Serve) -> None:
-    """More than 1 % of them: another catalogue, key or service than was meant, so no verdict."""
+def test_refusals_that_are_called_the_clients_fault(patient: Path, serve: Serve) -> None:
+    """They are failures like any other: what the generator sends is right."""
     service = serve("picky")
-    ended = drive(patient, service.url, *SHORT, "--dsn", service.dsn)
-    assert (ended.exit_code, ended.breached) == (3, {"client_errors"})
+    ended = drive(patient, service.url, *LONG, "--dsn", service.dsn)
+    assert ended.exit_code == 1
+    assert ended.breached <= {"replays"}  # a key that is sent again is one order in twenty, too
+    assert "error_rate" in ended.failed
+    assert "unknown_product" in str(ended.record.reasons)
 
 
 @pytest.mark.slow
@@ -323,10 +350,8 @@ def test_a_saturated_generator(patient: Path, serve: Serve, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_an_open_model_that_falls_behind(patient: Path, serve: Serve) -> None:
-    """Fewer orders sent than were due: INVALID."""
-    ended = drive(
-        patient, serve().url, "--rate", "20000", "--users", "50", "--warm-up", "1", "--duration", "4"
-    )
+    """Fewer orders sent than were due, and the service was quick: INVALID."""
+    ended = drive(patient, serve().url, "--rate", "2000", "--users", "2", "--warm-up", "1", "--duration", "4")
     assert ended.exit_code == 3
     assert "offered" in ended.breached
 

@@ -27,29 +27,37 @@ def test_all_failed_is_an_error_rate_of_one() -> None:
 
 
 def test_raw_samples_give_what_the_record_says() -> None:
-    """The warm-up, what began after the end, and cancellations stay out; refused orders have no response time."""
+    """The warm-up and what began after the end stay out; refused orders have no response time."""
     made = samples(trouble=outage)
-    cancelled = made[700]._replace(operation="cancel", status=500)
     record = record_of(made)
-    metrics = analyze_results(columns_of([*made, cancelled]).test_data(Window(START, START + 30)))
+    metrics = analyze_results(columns_of(made).test_data(Window(START, START + 30)))
     assert metrics == record.analysis
     assert metrics["avg_response_time"] == pytest.approx(record.acknowledged.mean_ms, rel=1e-4)
-    failed = record.counts.server_errors + record.counts.transport_errors
-    assert metrics["error_rate"] == failed / record.counts.sent > 0
+    assert metrics["error_rate"] == record.counts.failed / record.counts.sent > 0
     assert metrics["throughput"] == record.orders_per_second
 
 
-def test_client_errors_and_cut_off_requests_are_not_failures_of_the_service() -> None:
-    """The error rate counts 5xx and missing answers; not 4xx, nor what the end of the run cut off."""
-    plain = samples(seconds=1, rate=4)
+def test_what_is_a_failure_of_the_service() -> None:
+    """Whatever is not acknowledged; but for what is sold out, and what the end of the run cut off."""
+    plain = samples(seconds=1, rate=8)
     inside = next(i for i, sample in enumerate(plain) if sample.started_at >= START)
     outcomes: list[tuple[Outcome, int, str]] = [
         ("refused", 409, "out_of_stock"),
         ("unknown", 0, "cut_off"),
         ("unknown", 0, "reset"),
         ("refused", 503, ""),
+        ("unknown", 200, "http_200"),
+        ("unknown", 302, "http_302"),
+        ("refused", 422, "unknown_product"),
+        ("unknown", 201, "wrong_answer"),
     ]
     for i, (outcome, status, error_type) in enumerate(outcomes, inside):
         plain[i] = plain[i]._replace(outcome=outcome, status=status, error_type=error_type)
-    data = columns_of(plain).test_data(Window(START, START + 1))
-    assert data["errors"] == [False, False, True, True]
+    orders = columns_of(plain)
+    window = Window(START, START + 1)
+    assert orders.test_data(window)["errors"] == [False, False, *[True] * 6]
+    counts = orders.counts(window)
+    assert (counts.failed, counts.cut_off, counts.agreed, counts.undeclared_errors) == (6, 1, 1, 0)
+    orders.refusals_agreed = False  # the database says that nothing was sold out
+    assert orders.counts(window).failed == 7
+    assert orders.test_data(window)["errors"] == [True, False, *[True] * 6]

@@ -131,7 +131,8 @@ def test_invalid_run_is_repaired_first_and_says_nothing_about_capacity() -> None
 def test_every_check_has_a_cure_of_its_own() -> None:
     """No breach of a check that the runner knows is answered with a commonplace."""
     for name in (
-        "requests", "acknowledged_stored", "stored_explained", "stored_once", "orders_total", "stock", "client_errors",
+        "requests", "acknowledged_stored", "stored_explained", "stored_once", "orders_total", "stock",
+        "stored_for_whom", "stored_as_sent", "cancellations", "cancellations_refused", "replays", "answers", "ledger",
         "generator_alive", "generator_cpu", "generator_lag", "users", "offered", "little", "target",
     ):  # fmt: skip
         record = dataclasses.replace(
