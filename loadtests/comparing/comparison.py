@@ -1,16 +1,20 @@
 """Two builds side by side: a difference is claimed only where it is beyond the noise.
 
-Noise is known in one of two ways: from at least five runs a side (exact rank test), or, with fewer, from the A/A noise
-floor of this machine: how far runs of one build lay apart, stored whenever five or more were made (`RUNS=5`).
+What a machine does in one hour says nothing of another: a difference is claimed only between runs that took turns
+(`make compare A=... B=...`). Their noise is known in one of two ways: from at least five runs a side (exact rank test),
+or, with fewer, from the A/A noise floor of this machine: how far runs of one build lay apart, stored whenever five or
+more were made (`RUNS=5`).
 Calibration work before and after each run tells what the machine itself changed by; no more is claimed than exceeds
 that. "No difference that these runs can show" is an answer.
 """
 
+import itertools
 import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +41,8 @@ from loadtests.comparing.stored_runs import (
 )
 from loadtests.quantities import change
 from loadtests.run_record import Latency, RunRecord
+
+_SOON_SECONDS = 600.0  # from the end of a run to the start of the other side's
 
 Claim = Literal["better", "worse", "no difference", "cannot tell"]
 
@@ -196,7 +202,24 @@ def _trouble(baseline: Sequence[Run], candidate: Sequence[Run]) -> str:
                     f"{name} {mine[name]} and {other[name]}" for name in mine if mine[name] != other[name]
                 )
                 return f"not the same {what}: {apart}"
+    if not took_turns([run.record for run in baseline], [run.record for run in candidate]):
+        return "the two sides did not take turns, and runs of different hours say nothing (make compare A=... B=...)"
     return ""
+
+
+def took_turns(first: Sequence[RunRecord], second: Sequence[RunRecord]) -> bool:
+    """True where runs of the two sides followed each other, as often as the smaller side allows, and soon."""
+    runs = sorted(
+        (datetime.fromisoformat(record.started_at).timestamp(), side, record.planned_seconds)
+        for side, records in enumerate((first, second))
+        for record in records
+    )
+    turns = [
+        after - before <= seconds + _SOON_SECONDS
+        for (before, side, seconds), (after, other, _) in itertools.pairwise(runs)
+        if side != other
+    ]
+    return all(turns) and len(turns) >= min(len(first), len(second))
 
 
 def _drift(first: Iterable[RunRecord], second: Iterable[RunRecord]) -> float | None:

@@ -175,7 +175,8 @@ def service(
 def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends when the block does; Ctrl-C reaches it only through us."""
     options.setdefault("env", plain_environment())
-    with subprocess.Popen(command, start_new_session=True, cwd=ROOT, **options) as process:  # noqa: S603
+    options.setdefault("cwd", ROOT)
+    with subprocess.Popen(command, start_new_session=True, **options) as process:  # noqa: S603
         try:
             yield process
         finally:

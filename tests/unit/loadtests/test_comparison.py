@@ -19,8 +19,13 @@ from tests.support.run_records import START, record_of, samples, store
 PLAIN = record_of(samples(seconds=20, rate=60), seconds=20, verdict="PASS", reasons=())
 
 
+def at(seconds: float) -> str:
+    """A time so many seconds after the first run's."""
+    return record_of([], started_at=START + seconds).started_at
+
+
 def run_of(number: int, scale: float, *, calibration_seconds: float = 0.25) -> Run:
-    """A run whose every latency and cost is *scale* times the plain one's."""
+    """A run whose every latency and cost is *scale* times the plain one's; sides (hundreds) take turns."""
     latency = PLAIN.acknowledged
     changed = {name: getattr(latency, name) * scale for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms")}
     record = dataclasses.replace(
@@ -29,6 +34,7 @@ def run_of(number: int, scale: float, *, calibration_seconds: float = 0.25) -> R
         server=dataclasses.replace(PLAIN.server, cpu_us_per_order=300 * scale),
         orders_per_second=60 / scale,
         calibration=Calibration(calibration_seconds, calibration_seconds),
+        started_at=at(240 * (number % 100) + 60 * (number // 100)),
     )
     return Run(f"peak-{number}", record)
 
@@ -237,6 +243,21 @@ class TestClaims:
         assert reason in compared.conclusion
         assert claims(compared) == {"cannot tell"}
 
+    def test_sides_that_did_not_take_turns(self) -> None:
+        """All of one side before all of the other: what changed may be the hour, however much it is."""
+        first, second = side(5, 1, seed=1), side(5, 1.6, seed=2)
+        assert claims(compare(first, second)) == {"worse"}
+        later = [
+            Run(run.name, dataclasses.replace(run.record, started_at=at(3600 + 60 * place)))
+            for place, run in enumerate(second)
+        ]
+        compared = compare(first, later)
+        assert claims(compared) == {"cannot tell"}
+        assert "did not take turns" in compared.conclusion
+        assert all(
+            row.ratio > 1.3 for row in compared.rows if row.name != "orders_per_second"
+        )  # with the figures
+
     def test_what_else_differs_is_named(self) -> None:
         before, after = run_of(1, 1), run_of(2, 1)
         environment = dataclasses.replace(
@@ -280,7 +301,8 @@ class TestSides:
         assert compared
         assert compared.baseline == tuple(f"peak-{n}" for n in range(1, 6))
         assert compared.candidate == tuple(f"peak-{n}" for n in range(11, 16))
-        assert (compared.method, claims(compared)) == ("rank test", {"worse"})
+        assert (compared.method, claims(compared)) == ("none", {"cannot tell"})  # ten hours lie between
+        assert "did not take turns" in compared.conclusion
         (floor,) = read_floors(tmp_path)
         assert floor.runs == 5
 
