@@ -68,10 +68,17 @@ class SafeConnection(aiopg.connection.Connection):
         waiter = self._create_waiter("run")
         try:
             cursor = self._conn.cursor()
-            cursor.execute(sql if params is None else _with_parameters(cursor, sql, params))
-        except BaseException:
+            cursor.execute(sql, params)
+        except (
+            psycopg2.OperationalError,
+            psycopg2.InterfaceError,
+        ):  # the connection is closed, or could not take it
             self._waiter = None
             raise
+        except Exception as exc:
+            # Parameters are put in before anything is sent; what the server says comes later.
+            self._waiter = None
+            raise NotSent from exc
         await self._poll(waiter, timeout_seconds)
         return cursor
 
@@ -139,15 +146,6 @@ class SafeConnection(aiopg.connection.Connection):
             self._ready(self._weakref)
         if not waiter.done():
             waiter.set_exception(TimeoutError())
-
-
-def _with_parameters(cursor: Any, sql: str, params: Mapping[str, Any]) -> bytes:
-    try:
-        return cast("bytes", cursor.mogrify(sql, params))
-    except (psycopg2.OperationalError, psycopg2.InterfaceError):  # the connection is closed
-        raise
-    except Exception as exc:
-        raise NotSent from exc
 
 
 async def connect(dsn: str, timeout_seconds: float, **kwargs: Any) -> SafeConnection:
