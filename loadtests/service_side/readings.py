@@ -71,23 +71,27 @@ class Pages:
 
     @property
     def restarted(self) -> bool:
-        """True where another process answers than at first: its start is later, and the former one never came back.
+        """True where another process answers than at first, and the former one never came back.
 
-        Several processes behind one address are no restart: they take turns.
+        Several processes behind one address are no restart: they take turns. One that began after the first reading is.
         """
-        starts = [at for page in self.readings if (at := page.get("process_start_time_seconds")) is not None]
-        if starts:
-            turns = [start for start, _ in itertools.groupby(starts)]
-            return len(turns) > 1 and turns == sorted(set(turns))
+        turns = self._turns
+        if turns:
+            return len(turns) > 1 and (turns == sorted(set(turns)) or max(turns) > self.readings[0].at)
         spent = [page.get("process_cpu_seconds_total") or 0.0 for page in self.readings]
         return any(after < before for before, after in itertools.pairwise(spent))
 
     @property
     def takes_turns(self) -> bool:
         """True where several processes answer behind its address: no counter means anything then."""
-        starts = [at for page in self.readings if (at := page.get("process_start_time_seconds")) is not None]
-        turns = [start for start, _ in itertools.groupby(starts)]
+        turns = self._turns
         return len(turns) > len(set(turns))
+
+    @property
+    def _turns(self) -> Sequence[float]:
+        """The starts of the processes that answered, one after the other."""
+        starts = [at for page in self.readings if (at := page.get("process_start_time_seconds")) is not None]
+        return [start for start, _ in itertools.groupby(starts)]
 
     def waited_for(self, readings: Sequence[Page]) -> float | None:
         """Connections of the pool that took a millisecond and longer to come by; None: not known."""

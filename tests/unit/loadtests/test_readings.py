@@ -80,8 +80,8 @@ def test_a_restart_is_another_process_for_good() -> None:
 
 def test_processes_that_take_turns_behind_an_address_are_no_restart() -> None:
     """Each keeps its own counters, and none of them fell."""
-    one = [page(at, orders=10 * at, cpu=0.1 * at, start=5) for at in (0, 10, 20)]
-    two = [page(at, orders=90 * at, cpu=0.5 * at, start=6) for at in (5, 15)]
+    one = [page(at, orders=10 * at, cpu=0.1 * at, start=-5) for at in (0, 10, 20)]
+    two = [page(at, orders=90 * at, cpu=0.5 * at, start=-6) for at in (5, 15)]
     replica = Pages("a", sorted([*one, *two], key=lambda each: each.at))
     assert replica.takes_turns
     assert not replica.restarted
@@ -89,6 +89,8 @@ def test_processes_that_take_turns_behind_an_address_are_no_restart() -> None:
     assert [each.url for each in found] == ["a (1)", "a (2)"]
     assert [each.cpu_percent_mean for each in found] == [pytest.approx(10), pytest.approx(50)]
     assert Readings([replica]).success_rise() is None
+    one[-1] = page(20, start=17)
+    assert Pages("a", sorted([*one, *two], key=lambda each: each.at)).restarted  # one of them, meanwhile
 
 
 def test_a_replica_that_is_gone_keeps_its_part() -> None:
