@@ -17,7 +17,7 @@ from loadtests.reports.summary import HEADINGS, row
 from loadtests.run_record import RunRecord
 from loadtests.running.plan import Plan
 from loadtests.users.profiles import MIXED, NORMAL, STRESS
-from tests.support.run_records import record_of, samples
+from tests.support.run_records import START, record_of, samples
 
 BEFORE = "\n# Head\r\n\r\n\u00b5 <!-- bench: begin --> in a line\n\n<!-- bench: begin (written by `make bench`) -->\n"
 AFTER = "<!-- bench: end -->\n\n  tail without an end of line "
@@ -155,7 +155,13 @@ def test_a_full_run_writes_its_block(
 def test_sensitivity_as_a_table() -> None:
     """A row a build, with the changes and what is claimed to differ."""
     first, slower = (
-        [Run(f"{mean}-{seed}", record_of(samples(mean_ms=mean, seed=seed))) for seed in range(5)]
+        [
+            Run(
+                f"{mean}-{turn}",
+                record_of(samples(mean_ms=mean, seed=turn), started_at=START + 100 * turn + mean),
+            )
+            for turn in range(5)
+        ]
         for mean in (12.0, 24.0)
     )
     text = sensitivity.changes({sensitivity.BUILDS[3]: compare(first, slower)})
