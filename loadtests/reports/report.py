@@ -13,7 +13,7 @@ from loadtests.comparing.comparison import Comparison, compare_run
 from loadtests.comparing.stored_runs import read_run
 from loadtests.reports import markdown, page
 from loadtests.reports.recommendations import recommend
-from loadtests.run_record import RunRecord
+from loadtests.run_record import Check, RunRecord
 
 
 def write(
@@ -41,16 +41,20 @@ def write(
     return comparison
 
 
+def _verdict(check: Check) -> str:
+    return "FAIL" if check.verdict == "BREACH" and check.about == "service" else check.verdict
+
+
 def junit(record: RunRecord) -> bytes:
     """A test case for every criterion and every validity check, as CI systems read them.
 
-    A breach is an error (the run means nothing), a missed criterion a failure; what was not measured is skipped, unless
-    the run was strict.
+    A breach of the instrument's is an error (the run means nothing), a missed criterion and a breach of the service's a
+    failure; what was not measured is skipped, unless the run was strict.
     """
     suites = ET.Element("testsuites", name=f"load test: {record.profile}")
     for suite_name, cases in (
         ("criteria", [(c.name, c.title, c.verdict, c.reason) for c in record.criteria]),
-        ("validity", [(c.name, c.name, c.verdict, "\n".join((c.reason, *c.ids))) for c in record.checks]),
+        ("validity", [(c.name, c.name, _verdict(c), "\n".join((c.reason, *c.ids))) for c in record.checks]),
     ):
         suite = ET.SubElement(suites, "testsuite", name=suite_name, timestamp=record.started_at[:19])
         counts = {"failure": 0, "error": 0, "skipped": 0}

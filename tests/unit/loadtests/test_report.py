@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -160,6 +161,22 @@ def test_ids_of_a_breach_are_in_the_report(tmp_path: Path) -> None:
         assert len(set(re.findall(r"order-\d{4}", (directory / name).read_text()))) == count, name
 
 
+def test_a_percentile_without_end_survives(tmp_path: Path) -> None:
+    """Half of the orders failed: report.json holds the infinite percentile, and every form shows it."""
+    half = samples(
+        seconds=30,
+        trouble=lambda _second, chance: ("unknown", 200, "http_200") if chance.random() < 0.5 else None,
+    )
+    record = record_of(half)
+    assert RunRecord.from_json(record.to_json()) == record
+    assert record.all_sent.p99_ms == math.inf
+    assert record.verdict == "FAIL"
+    directory = store(tmp_path / "peak-1", record)
+    report.write(record, directory)
+    for name in ("report.md", "report.html"):
+        assert "infinite" in (directory / name).read_text()
+
+
 def junit_outcomes(record: RunRecord) -> dict[str, str | None]:
     """Test case -> failure, error, skipped or None; the suites' totals are held against them."""
     outcomes: dict[str, str | None] = {}
@@ -189,11 +206,13 @@ def test_junit_has_a_case_for_everything_that_was_judged() -> None:
         checks=(
             Check("good", "OK", ""),
             Check("bad", "BREACH", "", ("id",)),
+            Check("lost", "BREACH", "", ("id",), about="service"),
             Check("open", "NOT CHECKED", ""),
         ),
     )
     expected = {
-        "PASS": None, "FAIL": "failure", "NOT MEASURED": "skipped", "good": None, "bad": "error", "open": "skipped",
+        "PASS": None, "FAIL": "failure", "NOT MEASURED": "skipped", "good": None, "bad": "error", "lost": "failure",
+        "open": "skipped",
     }  # fmt: skip
     assert junit_outcomes(record) == expected
     strict = dataclasses.replace(record, strict=True)
