@@ -24,7 +24,7 @@ class HttpClient:
         self._host = address.hostname or ""
         self._port = address.port or (443 if self._tls else 80)
         self._path = address.path.rstrip("/").encode("ascii")
-        self._host_header = address.netloc.encode("idna" if not address.netloc.isascii() else "ascii")
+        self._host_header = address.netloc.encode("ascii")
         self._idle: list[_Connection] = []
 
     async def post(self, target: bytes, body: bytes, headers: bytes) -> tuple[int, bytes]:

@@ -101,6 +101,6 @@ def _read(body: bytes, known: set[str]) -> Answer:
         answer: Answer = orjson.loads(body)["status"]
     except (ValueError, TypeError, KeyError) as exc:
         raise PaymentsAway("answered no JSON object with a status", outcome="unknown") from exc
-    if answer not in known:
+    if not isinstance(answer, str) or answer not in known:
         raise PaymentsAway("answered a status that is none", outcome="unknown")
     return answer

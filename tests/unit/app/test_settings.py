@@ -135,3 +135,31 @@ def test_without_keys_everybody_is_anonymous() -> None:
     """A request without keys configured is anonymous, whatever it sends."""
     keys = KeyRing(Settings.load().principals_by_key_hash)
     assert keys.principal(None) == keys.principal("Bearer x") == "anonymous"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "payments:8100",
+        "ftp://payments",
+        "http://",
+        "http://payments:99999",
+        "http://payments:0",
+        "http://user:secret@payments",
+        "http://payments/?key=1",
+        "http://payments/#there",
+        "http://pay ments",
+        "http://pay\r\nments",
+        "http://zahlung\u00e9n",
+    ],
+)
+def test_a_url_that_cannot_be_asked_is_refused(url: str) -> None:
+    """What would be left out, or never reached, is told at the start, and not quoted."""
+    with pytest.raises(SettingsError, match=r"^PAYMENTS_URL: ") as refused:
+        Settings.load(payments_url=url)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://payments", "https://payments:8443/v1/", "http://[::1]:8100"])
+def test_a_url_of_payments(url: str) -> None:
+    assert Settings.load(payments_url=url).payments_url == url
