@@ -44,6 +44,16 @@ stack: ## the service and all that watches it, in containers (PROFILE=logs adds 
 	@echo 'service :8000   Prometheus :9090   Alertmanager :9093   Grafana :3000   end it: $(ENGINE) compose -f monitoring/compose.yaml down'
 ENGINE ?= docker
 
+.PHONY: image
+image: ## the images order-service and order-service-loadtest (ENGINE=podman, VERSION=)
+	@command -v $(ENGINE) >/dev/null || { echo "$(ENGINE) is not installed; ENGINE=podman or ENGINE=buildah chooses another"; exit 1; }
+	@for target in service loadtest; do \
+		name=order-service; [ $$target = service ] || name=order-service-$$target; \
+		$(ENGINE) build --target $$target --build-arg VERSION=$(VERSION) \
+			--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $$name:$(VERSION) . || exit 1; \
+	done
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## style, types, lock files
 	@$(BIN)/ruff check
@@ -73,6 +83,7 @@ lock: ## resolve pyproject.toml into the hashed lock files (needs uv)
 	uv pip compile $(LOCK) pyproject.toml -o requirements.txt
 	uv pip compile $(LOCK) -c requirements.txt --extra embedded pyproject.toml -o requirements-local.txt
 	uv pip compile $(LOCK) -c requirements.txt --all-extras pyproject.toml -o requirements-dev.txt
+	uv pip compile $(LOCK) -c requirements-dev.txt --extra loadtest pyproject.toml -o requirements-loadtest.txt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .PHONY: clean
