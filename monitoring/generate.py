@@ -1,18 +1,23 @@
-"""`python -m monitoring.generate` writes what follows from other files: the dashboards' JSON, the metric catalogue."""
+"""`python -m monitoring.generate` writes what follows from other files.
+
+These are the dashboards' JSON, the metric catalogue, and the rules as a cluster's operator reads them.
+"""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]  # it has no annotations of its own
 from prometheus_client.metrics import MetricWrapperBase
 
 from app import metrics
 from monitoring.dashboards import DASHBOARDS, filled, render
-from monitoring.rules import alerting_rules, metric_names, recording_rules
+from monitoring.rules import RULES, alerting_rules, metric_names, recording_rules
 
 README = Path(__file__).parent / "README.md"
 DASHBOARD_FILES = Path(__file__).parent / "grafana" / "dashboards"
+PROMETHEUS_RULE = Path(__file__).parents[1] / "k8s" / "components" / "monitoring" / "prometheus-rule.yaml"
 
 _CATALOGUE = re.compile(r"(?<=<!-- catalogue -->\n).*?(?=<!-- /catalogue -->)", re.DOTALL)
 _SUFFIXES = ("_bucket", "_sum", "_count")
@@ -35,6 +40,7 @@ def files() -> Mapping[Path, str]:
             DASHBOARD_FILES / f"{dashboard.uid}.json": json.dumps(render(dashboard), indent=2) + "\n"
             for dashboard in DASHBOARDS
         },
+        PROMETHEUS_RULE: prometheus_rule(),
     }
 
 
@@ -59,6 +65,23 @@ def described() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
             yield name, family.type, tuple(instrument._labelnames), family.documentation  # noqa: SLF001 - no other way
     for name, (kind, meaning) in PROCESS_METRICS.items():
         yield name, kind, (), meaning
+
+
+def prometheus_rule() -> str:
+    """All rules as one object of the Prometheus Operator."""
+    groups = [
+        group
+        for file in ("recording.yml", "alerts.yml")
+        for group in yaml.safe_load((RULES / file).read_text())["groups"]
+    ]
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "order-service", "labels": {"app.kubernetes.io/name": "order-service"}},
+        "spec": {"groups": groups},
+    }
+    origin = "# From monitoring/prometheus/rules, by `python -m monitoring.generate`.\n"
+    return origin + str(yaml.safe_dump(rule, sort_keys=False, width=110))
 
 
 def metric_readers() -> Mapping[str, list[str]]:

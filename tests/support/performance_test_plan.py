@@ -11,3 +11,22 @@ QUERIES = [
     "process_resident_memory_bytes",
     "rate(db_connections_total[1m])",
 ]
+
+# Section 5, "Infrastructure Optimizations".
+INFRASTRUCTURE = """
+# Kubernetes resource limits
+resources:
+  limits:
+    cpu: 2000m
+    memory: 2Gi
+  requests:
+    cpu: 1000m
+    memory: 1Gi
+
+# Autoscaling configuration
+autoscaling:
+  enabled: true
+  minReplicas: 3
+  maxReplicas: 10
+  targetCPUUtilizationPercentage: 70
+"""
