@@ -70,6 +70,11 @@ def parser() -> Any:
         help="what was not measured fails, what was not checked makes the run INVALID",
     )
     add("--processes", type=_count, default=1, help="of the generator; default: 1")
+    add(
+        "--workers",
+        type=_count,
+        help="Locust workers that run elsewhere and connect to port 5557; they record in RESULTS/current",
+    )
     add("--rate", type=float, help="open model: orders offered per second, whoever keeps up")
     add(
         "--abort-on-fail",
@@ -126,6 +131,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         api_key=environment.get("LOADTEST_API_KEY"),
         strict=options.strict,
         processes=options.processes,
+        workers=options.workers or 0,
         rate_per_second=options.rate,
         abort_after_seconds=options.abort_on_fail,
         live_port=options.live,

@@ -1,7 +1,7 @@
 """The raw samples of a run: what became of every request, as the generator writes it down and others read it.
 
-A line per request, a JSON array of the fields of `Sample` in their order, in `orders-<pid>.jsonl`; gzip once the run is
-over. Other files of lines (`generator-<pid>.jsonl`) are followed in the same way.
+A line per request, a JSON array of the fields of `Sample` in their order, in `orders-<host>-<pid>.jsonl`; gzip once the
+run is over. Other files of lines (`generator-*.jsonl`) are followed in the same way.
 """
 
 import gzip

@@ -12,7 +12,7 @@ from loadtests.running.client_metrics import ClientMetrics
 from loadtests.running.generator_samples import GeneratorSamples
 from loadtests.running.interruption import Interruption
 from loadtests.running.live import LiveLine, Moment
-from loadtests.running.locust_process import START_SECONDS, LocustProcess
+from loadtests.running.locust_process import LocustProcess, start_seconds
 from loadtests.running.order_samples import ACKNOWLEDGED, OrderSamples, percentile_of
 from loadtests.running.plan import Plan
 from loadtests.samples import JsonLines, Sample, Window
@@ -91,7 +91,7 @@ class Load:
 
     def _planned(self, started_at: float) -> tuple[float, float]:
         """The latest that the measured time may be: Locust may be slow to start its users, but not for ever."""
-        start = started_at + self.plan.ramp_seconds + self.plan.settle_seconds + START_SECONDS
+        start = started_at + self.plan.ramp_seconds + self.plan.settle_seconds + start_seconds(self.plan)
         return start, start + self.plan.duration_seconds
 
     def _place_window(self, started_at: float) -> None:

@@ -12,7 +12,8 @@ from loadtests.machine import processes
 from loadtests.running.plan import Plan
 
 FOLDER = Path(__file__).parents[1]
-START_SECONDS = 30.0  # more than it needs to import and to connect its workers
+_START_SECONDS = 30.0  # more than it needs to import and to connect its own workers
+_REMOTE_START_SECONDS = 180.0  # the same where they are started elsewhere, by whoever
 
 _STOP_SECONDS = 40.0  # its own stop timeout, and the workers' last reports
 
@@ -55,15 +56,23 @@ class LocustProcess:
             self.trouble = f"Locust did not end within {_STOP_SECONDS:g} s"
 
 
+def start_seconds(plan: Plan) -> float:
+    """The most that it may take until users start."""
+    return _REMOTE_START_SECONDS if plan.workers else _START_SECONDS
+
+
 def _command(plan: Plan, url: str, run_id: str, directory: Path) -> list[str]:
     file = "locustfile.py" if plan.rate_per_second is None else "open_model.py"
-    longest = plan.ramp_seconds + plan.settle_seconds + plan.duration_seconds + 2 * START_SECONDS
+    longest = plan.ramp_seconds + plan.settle_seconds + plan.duration_seconds + 2 * start_seconds(plan)
     files = f"{FOLDER / file},{FOLDER / 'users' / 'recording.py'}"
     command = [sys.executable, "-m", "locust", "-f", files]
     command += ["--headless", "--only-summary", "--exit-code-on-error", "0", "--host", url]
     command += ["-u", str(plan.users), "-r", f"{plan.spawn_rate:g}", "--run-id", run_id]
     command += ["--run-time", f"{round(longest)}s", "--csv", str(directory / "locust")]
-    if plan.processes > 1:
+    if plan.workers:
+        command += ["--master", "--expect-workers", str(plan.workers)]
+        command += ["--expect-workers-max-wait", f"{start_seconds(plan):.0f}"]
+    elif plan.processes > 1:
         port = str(processes.free_port())
         command += ["--processes", str(plan.processes), "--master-port", port, "--master-bind-port", port]
         command += ["--master-bind-host", "127.0.0.1", "--master-host", "127.0.0.1"]

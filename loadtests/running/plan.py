@@ -29,6 +29,7 @@ class Plan:
     api_key: str | None = None
     strict: bool = False
     processes: int = 1
+    workers: int = 0  # Locust workers elsewhere, which record through the results' link `current`
     rate_per_second: float | None = None  # the open model's
     memory_limit_bytes: float | None = None  # of a service process; None: as its cgroup says, or the plan
     cpu_limit_cores: float | None = None

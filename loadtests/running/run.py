@@ -41,6 +41,8 @@ def run(plan: Plan, results: Path, live: LiveLine, page: Page | None = None) -> 
     """
     limits = acceptance.load(plan.acceptance_path)
     directory = _new_directory(results, plan.profile.name)
+    if plan.workers:
+        _make_current(directory)
     with contextlib.ExitStack() as stack:
         tested = stack.enter_context(_target(plan))
         count = len(tested.metrics_urls)
@@ -129,6 +131,14 @@ def _describe(plan: Plan, tested: target.Target) -> Environment:
         database=environment.database_settings(tested.dsn),
         dataset=environment.dataset(tested.dsn),
     )
+
+
+def _make_current(directory: Path) -> None:
+    """Let the link `current` beside *directory* lead to it: workers elsewhere cannot know its name."""
+    new = directory.with_name("current.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(directory.name)
+    new.replace(directory.with_name("current"))
 
 
 def _new_directory(results: Path, profile: str) -> Path:

@@ -2,8 +2,8 @@
 
     locust -f loadtests/locustfile.py,loadtests/users/recording.py     with LOADTEST_RECORD_DIR naming a directory
 
-Every process that runs users appends to two files of its own there: `orders-<pid>.jsonl`, a line per order, an array
-of the fields of `Sample`; and `generator-<pid>.jsonl`, a line per second:
+Every process that runs users appends to two files of its own there: `orders-<host>-<pid>.jsonl`, a line per order, an
+array of the fields of `Sample`; and `generator-<host>-<pid>.jsonl`, a line per second:
     [time, users, CPU seconds so far, [lateness in ms of a timer that should ring every 50 ms],
      arrivals due so far, arrivals sent so far (open model)]
 Locust's own report is locust.html.
@@ -11,6 +11,7 @@ Locust's own report is locust.html.
 
 import atexit
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ class Recorder:
 
     def __init__(self, directory: Path, environment: Environment) -> None:
         self._environment = environment
-        self._orders = (directory / f"orders-{os.getpid()}.jsonl").open("ab", buffering=0)
-        self._generator = (directory / f"generator-{os.getpid()}.jsonl").open("ab", buffering=0)
+        own = f"{socket.gethostname()}-{os.getpid()}.jsonl"  # containers often have the same process ids
+        self._orders = (directory / f"orders-{own}").open("ab", buffering=0)
+        self._generator = (directory / f"generator-{own}").open("ab", buffering=0)
         self._noted: list[Sample] = []
         self.note = self._noted.append
 

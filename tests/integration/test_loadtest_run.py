@@ -381,6 +381,34 @@ def test_worker_processes(patient: Path, serve: Serve) -> None:
 
 
 @pytest.mark.slow
+def test_workers_elsewhere(patient: Path, serve: Serve) -> None:
+    """Workers that somebody else starts, and that know no run by its name, give the same report, too."""
+    service = serve()
+    results = patient.parent / "results"
+    folder = Path(locust_process.__file__).parents[1]
+    worker = [sys.executable, "-m", "locust", "-f", f"{folder}/locustfile.py,{folder}/users/recording.py"]
+    worker += ["--worker", "--master-host", "127.0.0.1", "--exit-code-on-error", "0"]
+    surroundings = {**processes.plain_environment(), "LOADTEST_RECORD_DIR": str(results / "current")}
+    workers = [subprocess.Popen(worker, env=surroundings, stderr=subprocess.DEVNULL) for _ in range(2)]
+    try:
+        common = ("--results", str(results), "--acceptance", str(patient), "--host", service.url)
+        exit_code = command.main(["normal", *common, *SHORT, "--workers", "2", "--dsn", service.dsn])
+        ended_with = [process.wait(30) for process in workers]
+    finally:
+        for process in workers:
+            process.kill()
+            process.wait()
+    record = RunRecord.from_json((results / "current" / "report.json").read_bytes())
+    assert ended_with == [0, 0]
+    assert exit_code == record.exit_code
+    assert {check.name for check in record.checks if check.verdict == "BREACH"} == set(), record.reasons
+    assert record.generator.processes == 2
+    samples = list(read_samples(results / "current"))
+    assert record.ledger.counts.sent == len(samples)
+    assert {s.order_id for s in samples if s.outcome == "acknowledged"} == stored_ids(service.dsn)
+
+
+@pytest.mark.slow
 def test_two_replicas_behind_a_balancer(patient: Path, serve: Serve) -> None:
     """Both take orders, their counters are added up, and the ledger is clean."""
     replicas = [serve(name="one"), serve(name="two")]
