@@ -156,7 +156,7 @@ def test_probes(combination: str) -> None:
     assert set(asked.values()) <= routes
     assert {probe["httpGet"]["port"] for probe in probes.values()} == {"operations"}
     patience = probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"]
-    assert patience >= 2 * settings.start_timeout_seconds  # for the database, and for its schema
+    assert patience >= 1.5 * settings.start_timeout_seconds
 
 
 @pytest.mark.parametrize("combination", SERVICES)
