@@ -62,6 +62,14 @@ k8s-validate: $(VENV)/.installed-dev .cache/k8s-validate/.installed .cache/k8s-t
 	@.cache/k8s-validate/bin/hadolint Dockerfile
 	@$(BIN)/python -m pytest tests/contracts/test_k8s.py tests/contracts/test_autoscaling.py $(ARGS)
 
+.PHONY: kind-up k8s-deploy loadtest-k8s
+kind-up: ## a cluster on this machine with kind: four nodes in three zones, and metrics-server
+	@bash k8s/scripts/kind-up.sh
+k8s-deploy: ## the images into that cluster, and overlays/local (OVERLAY=, CONTEXT=)
+	@VERSION=$(VERSION) ENGINE=$(ENGINE) bash k8s/scripts/deploy.sh
+loadtest-k8s: ## a load test in the cluster, and its verdict (PROFILE=normal|peak|stress, CONTEXT=)
+	@bash k8s/scripts/loadtest.sh
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## style, types, lock files
 	@$(BIN)/ruff check
