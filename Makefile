@@ -33,6 +33,14 @@ loadtest-stress: ## 1,000 users for 10 minutes
 loadtest-normal loadtest-peak loadtest-stress: loadtest-%: $(VENV)/.installed-dev
 	@exec $(BIN)/python -m loadtests $* $(ARGS)
 
+.PHONY: compare
+compare: $(VENV)/.installed-dev ## two commits or settings, turn by turn: A=main B=HEAD, A= B=BATCH_MAX_SIZE=50 (RUNS=, PROFILE=)
+	@A='$(A)' B='$(B)' exec $(BIN)/python -m loadtests.comparing.interleaved $(ARGS)
+
+.PHONY: verdict-matrix
+verdict-matrix: $(VENV)/.installed-dev ## planted defects and healthy services, each with its verdict, into loadtests/README.md
+	@PUBLISH=1 $(BIN)/python -m pytest -m slow tests/integration/test_verdict_matrix.py $(ARGS)
+
 .PHONY: monitor
 monitor: $(VENV)/.installed-dev ## Prometheus and Alertmanager beside `make run`, from Debian's packages (REPLICAS=, TARGETS=, PROMETHEUS_PORT=)
 	@exec $(BIN)/python -m monitoring.local
