@@ -23,8 +23,6 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 SERVICES = [name for name in COMBINATIONS if name.split("+")[0] in {"local", "production", "all"}]
 KEDA = [name for name in COMBINATIONS if name.endswith("+keda")]
-# Settings of parts of the service that are under way.
-NOT_YET = {"PAYMENTS_URL", "FAULTS_TOKEN"}
 # The last of a drain: the operations port is closed.
 OPERATIONS_GRACE_SECONDS = 1
 
@@ -114,7 +112,7 @@ def test_settings(combination: str) -> None:
     """Every key of the ConfigMaps is a setting, and together they are settings that the service starts with."""
     manifests = render(combination)
     _, container = service_of(manifests)
-    known = {name.upper() for name in Settings.model_fields} | NOT_YET
+    known = {name.upper() for name in Settings.model_fields}
     sources = [source["configMapRef"]["name"] for source in container["envFrom"]]
     assert len(sources) == 2
     for name in sources:
