@@ -13,11 +13,13 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from app import metrics
 from monitoring.dashboards import DASHBOARDS, filled, render
-from monitoring.rules import RULES, alerting_rules, metric_names, recording_rules
+from monitoring.rules import RULES, alerting_rules, expecting, metric_names, recording_rules
 
 README = Path(__file__).parent / "README.md"
 DASHBOARD_FILES = Path(__file__).parent / "grafana" / "dashboards"
-PROMETHEUS_RULE = Path(__file__).parents[1] / "k8s" / "components" / "monitoring" / "prometheus-rule.yaml"
+_K8S = Path(__file__).parents[1] / "k8s"
+PROMETHEUS_RULE = _K8S / "components" / "monitoring" / "prometheus-rule.yaml"
+CLUSTER_EXPECTATION = _K8S / "overlays" / "local" / "prometheus" / "expected.yml"
 
 _CATALOGUE = re.compile(r"(?<=<!-- catalogue -->\n).*?(?=<!-- /catalogue -->)", re.DOTALL)
 _SUFFIXES = ("_bucket", "_sum", "_count")
@@ -41,6 +43,7 @@ def files() -> Mapping[Path, str]:
             for dashboard in DASHBOARDS
         },
         PROMETHEUS_RULE: prometheus_rule(),
+        CLUSTER_EXPECTATION: cluster_expectation(),
     }
 
 
@@ -67,13 +70,16 @@ def described() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         yield name, kind, (), meaning
 
 
+def cluster_expectation() -> str:
+    """How many replicas there should be where the HPA says so."""
+    hpa = yaml.safe_load((_K8S / "base" / "horizontal-pod-autoscaler.yaml").read_text())
+    return expecting(hpa["spec"]["minReplicas"])
+
+
 def prometheus_rule() -> str:
     """All rules as one object of the Prometheus Operator."""
-    groups = [
-        group
-        for file in ("recording.yml", "alerts.yml")
-        for group in yaml.safe_load((RULES / file).read_text())["groups"]
-    ]
+    texts = ((RULES / "recording.yml").read_text(), cluster_expectation(), (RULES / "alerts.yml").read_text())
+    groups = [group for text in texts for group in yaml.safe_load(text)["groups"]]
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

@@ -33,13 +33,19 @@ def alerting_rules() -> Sequence[Rule]:
     return _read("alerts.yml", "alert")
 
 
+def expecting(number: int) -> str:
+    """The text of expected.yml for *number* replicas at the least."""
+    text, found = re.subn(
+        r"(?<=max1d \* 0 \+ )\d+$", str(number), (RULES / "expected.yml").read_text(), flags=re.MULTILINE
+    )
+    if found != 1:
+        raise ValueError("expected.yml does not say how many replicas are expected")
+    return text
+
+
 def expect_replicas(rules: Path, number: int) -> None:
     """Let the copy of the rules in *rules* expect *number* replicas at the least."""
-    path = rules / "expected.yml"
-    text, found = re.subn(r"(?<=max1d \* 0 \+ )\d+$", str(number), path.read_text(), flags=re.MULTILINE)
-    if found != 1:
-        raise ValueError(f"{path} does not say how many replicas are expected")
-    path.write_text(text)
+    (rules / "expected.yml").write_text(expecting(number))
 
 
 def metric_names(promql: str) -> set[str]:

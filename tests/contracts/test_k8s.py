@@ -402,6 +402,7 @@ def test_prometheus_scrapes_as_elsewhere() -> None:
     assert discovery["port"] == settings_of(manifests).ops_port
     rules = named(manifests, "ConfigMap", "prometheus-rules")["data"]
     assert set(rules) == {path.name for path in (ROOT / "monitoring/prometheus/rules").glob("*.yml")}
+    assert f"max1d * 0 + {replicas(manifests)[0]}\n" in rules["expected.yml"]
 
 
 def test_dashboards_are_all_there() -> None:

@@ -1,6 +1,7 @@
 """The images, built from the Dockerfile without a registry, and run as the manifests say: no value is retyped."""
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -65,8 +66,8 @@ def database(own_postgres: EmbeddedPostgres, network: Network) -> Iterator[str]:
         yield own_postgres.dsn
 
 
-def _container(kind: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    pod = named(render("local"), kind, name)["spec"]["template"]["spec"]
+def _container(kind: str, name: str, combination: str = "local") -> tuple[dict[str, Any], dict[str, Any]]:
+    pod = named(render(combination), kind, name)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     return pod, container
 
@@ -132,6 +133,33 @@ async def _orders_to_the_end(
         seconds = time.monotonic() - stopping_at
         await asyncio.sleep(0.2)
     return traffic, seconds
+
+
+async def test_payments_simulator(engine: Engine, image: str, network: Network) -> None:
+    """The same image, run as the component says, is a payments service on the port of its Service."""
+    pod, container = _container("Deployment", "order-service-payments", "local+payments")
+    (port,) = [port["containerPort"] for port in container["ports"]]
+    name = f"payments-{uuid.uuid4().hex[:8]}"
+    options = [
+        "--detach",
+        f"--name={name}",
+        f"--network=ns:{network.path}",
+        *container_options(pod, container),
+    ]
+    engine("podman", "run", *options, image, *container["command"])
+
+    async def ask() -> int:
+        async with OrderClient(f"http://127.0.0.1:{port}") as client:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    return (await client.send("GET", "/behaviour")).status
+                await asyncio.sleep(0.1)
+        return 0
+
+    try:
+        assert await asyncio.to_thread(network.run, lambda: asyncio.run(ask())) == 200
+    finally:
+        engine("podman", "rm", "--force", "--time=0", name, check=False)
 
 
 def test_last_stages(engine: Engine, image: str, load_image: str) -> None:
