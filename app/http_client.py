@@ -1,7 +1,8 @@
 """A small HTTP/1.1 client over kept connections, for many requests at once to one server.
 
 httpx takes 1.6 ms of CPU for a request, eight times what an order costs from its first byte to its last; with this a
-whole authorisation, its claim and its booking included, takes 0.3 ms. The parser is the one that reads the service's own requests. It repeats nothing: its caller knows what may be.
+whole authorisation, its claim and its booking included, takes 0.3 ms. The parser is the one that reads the service's
+own requests. It repeats nothing: its caller knows what may be.
 """
 
 import asyncio
