@@ -24,7 +24,7 @@ from tests.support.balancer import balancer
 from tests.support.fake_prometheus import fake_prometheus
 from tests.support.loadtest_environment import clear_options
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(120)]
 
 MEASURED_SECONDS = 5
 PEAK = ("--users", "110", "--spawn-rate", "110", "--warm-up", "0.5", "--duration", str(MEASURED_SECONDS))
