@@ -38,8 +38,8 @@ compare: $(VENV)/.installed-dev ## two commits or settings, turn by turn: A=main
 	@A='$(A)' B='$(B)' exec $(BIN)/python -m loadtests.comparing.interleaved $(ARGS)
 
 .PHONY: verdict-matrix
-verdict-matrix: $(VENV)/.installed-dev ## planted defects and healthy services, each with its verdict, into loadtests/README.md (8 minutes)
-	@PUBLISH=1 $(BIN)/python -m pytest -m matrix tests/integration/test_verdict_matrix.py $(ARGS)
+verdict-matrix: $(VENV)/.installed-dev ## planted defects and healthy services, each with its verdict, into loadtests/README.md (10 minutes)
+	@PUBLISH=1 $(BIN)/python -m pytest -m matrix tests/integration/test_verdict_matrix.py tests/integration/test_compare_command.py $(ARGS)
 
 .PHONY: monitor
 monitor: $(VENV)/.installed-dev ## Prometheus and Alertmanager beside `make run`, from Debian's packages (REPLICAS=, TARGETS=, PROMETHEUS_PORT=)

@@ -255,7 +255,10 @@ async def answers_every_query(lab: Lab) -> None:
     """Each query of the plan returns numbers, each panel data, and each alert is evaluated without an error."""
     boards = [render(board)["panels"] for board in DASHBOARDS]
     targets = [target for panels in boards for panel in panels for target in panel.get("targets", ())]
-    panels = [faster(filled(target["expr"], "1m")) for target in targets]
+    # Payments and faults on demand are off here, and so are their series.
+    expressions = [t["expr"] for t in targets if not re.search(r"\b(payments?|fault_injection)_", t["expr"])]
+    assert len(expressions) > 40
+    panels = [faster(filled(expression, "1m")) for expression in expressions]
     of_the_watchers = {
         name
         for rule in alerting_rules()

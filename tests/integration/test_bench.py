@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.bench import growth, order_cost, process_stats
+from loadtests.bench import growth, order_cost, process_stats, request_cost
 from tests.support.service_process import ServiceProcess
 
 _ROOT = Path(__file__).parents[2]
@@ -139,12 +139,14 @@ def _make(target: str, *arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_make_bench_compares_all_contestants(tmp_path: Path) -> None:
-    """`make bench QUICK=1` prints every contestant at every load within 100 columns, and the targets."""
+    """`make bench QUICK=1` prints every contestant at every load and every request in 100 columns, and the targets."""
     printed = _make("bench", "QUICK=1", f"ARGS=--output {tmp_path}")
     assert "…" not in printed
     for contestant in order_cost.CONTESTANTS:
         assert len(re.findall(rf"^{contestant.name} .*\)\s+\d+$", printed, re.MULTILINE)) == 3
-    assert len(re.findall(r"^(?:NOT )?reached: ", printed, re.MULTILINE)) == 5
+    for kind in request_cost.KINDS:
+        assert len(re.findall(rf"^{re.escape(kind.name)} .*\)$", printed, re.MULTILINE)) == 1
+    assert len(re.findall(r"^(?:NOT )?reached: ", printed, re.MULTILINE)) == 5 + 4
 
 
 @pytest.mark.slow

@@ -7,11 +7,12 @@ import pytest
 
 from loadtests.comparing import interleaved
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 SHORT = ["--profile", "peak", "--users", "60", "--duration", "3"]
 
 
+@pytest.mark.matrix
 def test_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Five turns against a side whose batches are of one order: it is worse, and the exit code says so."""
     arguments = ["--a", "", "--b", "BATCH_MAX_SIZE=1,LOG_LEVEL=debug", "--results", str(tmp_path)]
@@ -22,6 +23,7 @@ def test_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads((tmp_path / "compare.json").read_text())["method"] == "rank test"
 
 
+@pytest.mark.slow
 def test_too_few_turns_to_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A commit against itself, in one turn: the figures, and no claim."""
     code = interleaved.main(["--a", "HEAD", "--b", "", "--runs", "1", "--results", str(tmp_path), *SHORT])
@@ -31,6 +33,7 @@ def test_too_few_turns_to_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "| Orders per second |" in said
 
 
+@pytest.mark.slow
 def test_no_such_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert interleaved.main(["--a", "no-such-commit", "--results", str(tmp_path)]) == 2
     assert "A=no-such-commit: neither a commit nor" in capsys.readouterr().err
